@@ -1,0 +1,50 @@
+package events
+
+import "context"
+
+// Point is where on its way an event is judged.
+type Point string
+
+const (
+	OnPublish Point = "publish" // before the event is sent to the stream
+	OnReceive Point = "receive" // before a handler sees it
+)
+
+// Action is what governance decided.
+type Action string
+
+const (
+	Allow           Action = "allow"
+	Warn            Action = "warn" // allowed, with a warning on record
+	Deny            Action = "deny"
+	Quarantine      Action = "quarantine"
+	Redact          Action = "redact"
+	Route           Action = "route"
+	RequireApproval Action = "require_approval"
+)
+
+// Permits reports whether an event with this action may go on its way.
+// Anything unknown does not: governance fails closed.
+func (a Action) Permits() bool { return a == Allow || a == Warn }
+
+// Verdict is the decision on one event.
+type Verdict struct {
+	Action     Action
+	DecisionID string // id in the decision log
+	Policy     string // policy and rule that decided, "policy/rule"; "" when none matched
+	Reason     string // one line for a person
+}
+
+// Judge decides on events. The bus calls it on publish and again before a
+// handler runs; governance implements it.
+//
+// Judge returns one verdict per event, in order, and only after the decisions
+// are durable. On publish it stamps each permitted event in place with
+// extension attributes (policy digest, decision id, MAC) that the receiving
+// side verifies; on receive it refuses events whose stamp is missing, forged or
+// stale. An error means that nothing was decided: the bus then lets no event of
+// the call pass. Safe for concurrent use. Events are the caller's again once
+// Judge returns.
+type Judge interface {
+	Judge(ctx context.Context, at Point, events []*Event) ([]Verdict, error)
+}
