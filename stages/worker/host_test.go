@@ -319,6 +319,18 @@ func TestLogsMetricsAndEnvironment(t *testing.T) {
 	}
 }
 
+func TestRestartWaitsAndHonoursTheContext(t *testing.T) {
+	h := host(t, worker.Config{Backoff: time.Hour})
+	if err := h.Do(t.Context(), worker.Job{Stage: "exit"}); !errors.Is(err, worker.ErrWorkerDied) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := h.Do(ctx, worker.Job{Stage: "double"}); !errors.Is(err, context.DeadlineExceeded) || h.Stats().Started != 1 || h.PID() != 0 {
+		t.Error(err, h.Stats())
+	}
+}
+
 func TestExitKeepsLastWords(t *testing.T) {
 	h := host(t, worker.Config{})
 	err := h.Do(t.Context(), worker.Job{Stage: "exit"})

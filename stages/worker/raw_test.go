@@ -61,7 +61,7 @@ func receive() (kind uint16, payload []byte, fd int) {
 	for {
 		n, oobn, _, _, err := unix.Recvmsg(3, b, oob, 0)
 		must(err)
-		if n == 0 {
+		if n == 0 || binary.LittleEndian.Uint16(b) == 10 { // goodbye
 			os.Exit(0)
 		}
 		fd = -1
@@ -137,6 +137,9 @@ func misbehave(mode string, tokens []uint64) {
 	note := u64s(0, page, uint64(len(frame)))
 	output := func(fds ...int) { send(raw(rawOutput, 1, note...), fds...) }
 	switch mode {
+	case "honest output":
+		output(sealed(page, frame, allSeals))
+		send(raw(rawDone, 1, u64s(0, 0)...))
 	case "unsealed":
 		output(sealed(page, frame, 0))
 	case "sealed later":
@@ -240,6 +243,35 @@ func TestHostileChildren(t *testing.T) {
 				t.Errorf("%d descriptors, %d before", n, before)
 			}
 		})
+	}
+}
+
+// TestNoRoomForDescriptors has an honest output arrive when this process has
+// reached its limit of open files.
+func TestNoRoomForDescriptors(t *testing.T) {
+	h := host(t, worker.Config{Set: map[string]string{"WORKER_TEST_RAW": "honest output"}})
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	probe, err := unix.Dup(0) // the lowest free number
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(probe)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(probe), Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err = h.Do(t.Context(), worker.Job{Stage: "x"})
+	if e := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); e != nil {
+		t.Fatal(e)
+	}
+	if !errors.Is(err, worker.ErrProtocol) || !strings.Contains(err.Error(), "RLIMIT_NOFILE") {
+		t.Error(err)
+	}
+	n := 0
+	if err := h.Do(t.Context(), worker.Job{Stage: "x", OnBatch: func(context.Context, *worker.Output) error { n++; return nil }}); !errors.Is(err, worker.ErrProtocol) || n != 0 {
+		t.Error(n, err) // the new child says job 1 again, which is job 2 here
 	}
 }
 
