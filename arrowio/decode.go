@@ -114,10 +114,7 @@ func split(buf []byte, hold *holder) (*messages, int64, error) {
 	m.refs.Store(1)
 	rest, at := buf, int64(0)
 	var schema header
-	for {
-		if len(rest) == 0 {
-			break // the end-of-stream marker may be left out
-		}
+	for len(rest) > 0 { // the end-of-stream marker may be left out
 		if len(rest) < prefixBytes {
 			return nil, 0, fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
 		}

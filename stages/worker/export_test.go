@@ -24,9 +24,10 @@ func DecodeMessage(b []byte) (any, error) {
 		return decodeOutputNote(p.payload)
 	case kindDone:
 		return decodeDoneNote(p.payload)
+	default:
+		var v any
+		return v, decodeJSON(p.payload, &v)
 	}
-	var v any
-	return v, decodeJSON(p.payload, &v)
 }
 
 // Vectors are one message of each kind with a layout, as this package sends it.

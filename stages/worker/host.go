@@ -13,20 +13,21 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
 var (
-	// ErrWorkerDied: the child ended, or had to be ended, before its job did. All
+	// ErrWorkerDied means: the child ended, or had to be ended, before its job did. All
 	// that it held is taken back; the next job gets a new child. Always within a
 	// *DiedError.
 	ErrWorkerDied = errors.New("worker process died")
-	// ErrStalled: the child gave no sign of life for Config.HeartbeatTimeout.
+	// ErrStalled means: the child gave no sign of life for Config.HeartbeatTimeout.
 	ErrStalled = errors.New("worker process stalled")
-	// ErrClosed: the host is closed.
+	// ErrClosed means: the host is closed.
 	ErrClosed = errors.New("worker host closed")
-	// ErrUnknownStage: the child has no stage of that name.
+	// ErrUnknownStage means: the child has no stage of that name.
 	ErrUnknownStage = errors.New("unknown stage")
 )
 

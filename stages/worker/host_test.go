@@ -16,9 +16,10 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/stages/worker"
-	"golang.org/x/sys/unix"
 )
 
 func TestRoundTripByReference(t *testing.T) {
@@ -274,7 +275,7 @@ func TestCancelledStageEndsAndChildStays(t *testing.T) {
 func TestStageErrors(t *testing.T) {
 	a := newArena(t, 1<<20)
 	h := host(t, worker.Config{})
-	for stage, want := range map[string]string{"fail": "it went wrong", "panic": "at the worst time", "nosuch": "no stage"} {
+	for stage, want := range map[string]string{"fail": "it went wrong", "panic": "at the worst time", "nosuch": "no stage", "scream": "\x01\x01"} {
 		err := h.Do(t.Context(), worker.Job{Stage: stage})
 		var s *worker.StageError
 		if !errors.As(err, &s) || !strings.Contains(s.Message, want) || errors.Is(err, worker.ErrUnknownStage) != (stage == "nosuch") {
@@ -452,7 +453,7 @@ func Example() {
 
 func BenchmarkJob(b *testing.B) {
 	for _, rows := range []int{512, 128 << 10, 2 << 20} {
-		b.Run(fmt.Sprint(rows*8), func(b *testing.B) {
+		b.Run(strconv.Itoa(rows*8), func(b *testing.B) {
 			a := newArena(b, 64<<20)
 			h := host(b, worker.Config{})
 			x := make([]float64, rows)

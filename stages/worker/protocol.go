@@ -16,8 +16,9 @@ const (
 	magic           = 0x574B5453 // "STKW" in memory
 	headerBytes     = 16
 	maxPacket       = 64 << 10
-	maxReleases     = 1024 // tokens in one release
-	outputWindow    = 4    // outputs not yet acknowledged
+	maxReleases     = 1024    // tokens in one release
+	maxText         = 8 << 10 // of an error or log message: JSON may need six bytes for one
+	outputWindow    = 4       // outputs not yet acknowledged
 	socketFD        = 3
 	childEnv        = "STOKEHOLD_WORKER"
 )
@@ -48,7 +49,7 @@ const (
 	kindPong     kind = 40
 )
 
-// ErrProtocol: the peer sent something that the protocol does not allow. The
+// ErrProtocol means: the peer sent something that the protocol does not allow. The
 // connection is over.
 var ErrProtocol = errors.New("worker protocol violated")
 

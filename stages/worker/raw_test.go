@@ -10,10 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/stages/worker"
-	"golang.org/x/sys/unix"
 )
 
 // The messages of docs/WORKER-PROTOCOL.md, written out by hand: what a child in

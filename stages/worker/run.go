@@ -10,9 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
-	"golang.org/x/sys/unix"
 )
 
 // run is one job on one child, host side.
@@ -130,8 +131,9 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 		switch pkt.kind {
 		case kindProgress, kindLog, kindMetrics: // late words of an earlier job
 			return false, nil
+		default:
+			return false, violation("message of kind %d for job %d while job %d runs", pkt.kind, pkt.job, r.id)
 		}
-		return false, violation("message of kind %d for job %d while job %d runs", pkt.kind, pkt.job, r.id)
 	}
 	switch pkt.kind {
 	case kindRelease:
@@ -174,8 +176,9 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 		r.host.count.childWritten.Add(f.Written)
 		r.host.count.copied.Add(f.Copied)
 		return true, &StageError{Stage: r.job.Stage, Message: f.Message, Unknown: f.Unknown}
+	default:
+		return false, violation("message of kind %d from the child", pkt.kind)
 	}
-	return false, violation("message of kind %d from the child", pkt.kind)
 }
 
 // feed leases one input's batches to the child, as fast as it releases them.

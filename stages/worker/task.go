@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
@@ -282,7 +283,7 @@ func (h logHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h logHandler) Handle(_ context.Context, r slog.Record) error {
-	l := Log{Level: r.Level, Message: clipped(r.Message, 16<<10)}
+	l := Log{Level: r.Level, Message: clipped(r.Message, maxText)}
 	add := func(key string, v slog.Value) {
 		if l.Attrs == nil {
 			l.Attrs = map[string]any{}
