@@ -206,7 +206,8 @@ func (t *Task) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch)
 	return t.driver.WriteAt(ctx, seq, batch)
 }
 
-// Checkpoint durably records where the stage is (at most 32 KiB of JSON).
+// Checkpoint records where the stage is (at most 32 KiB of JSON) with the next
+// heartbeat; a retry may see an earlier one, never a later.
 func (t *Task) Checkpoint(ctx context.Context, state any) error {
 	raw, err := json.Marshal(state)
 	if err != nil {
