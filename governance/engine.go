@@ -51,10 +51,10 @@ type Engine struct {
 // engineState is what one Judge call works with from start to end.
 type engineState struct {
 	set    *PolicySet
-	digest string // short digest of set; emptyDigest without one
-	boxed  any    // digest as an extension value
+	policy policyRef // of set; of emptyDigest without one
+	boxed  any       // the short digest as an extension value
 	keys   *KeyRing
-	accept []string // oldest first
+	accept []policyRef // oldest first
 }
 
 // emptyDigest stands for the absence of policies in decisions.
@@ -65,6 +65,7 @@ var _ events.Judge = (*Engine)(nil)
 // NewEngine checks the configuration and returns an engine.
 func NewEngine(cfg Config) (*Engine, error) {
 	var faults []error
+	var accept []policyRef
 	if cfg.Log == nil {
 		faults = append(faults, fmt.Errorf("%w: Log is nil; decisions must be durable before their effect", ErrConfig))
 	}
@@ -78,9 +79,11 @@ func NewEngine(cfg Config) (*Engine, error) {
 		faults = append(faults, fmt.Errorf("%w: Accept has %d digests; the limit is %d", ErrConfig, len(cfg.Accept), MaxAccepted))
 	}
 	for _, d := range cfg.Accept {
-		if len(d) != policyLen || !isHex(d) {
+		ref, ok := newPolicyRef(d)
+		if !ok {
 			faults = append(faults, fmt.Errorf("%w: Accept: %q is not a short digest (%d hex digits)", ErrConfig, d, policyLen))
 		}
+		accept = append(accept, ref)
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
@@ -92,17 +95,30 @@ func NewEngine(cfg Config) (*Engine, error) {
 	if e.deadline == 0 {
 		e.deadline = 250 * time.Millisecond
 	}
-	e.state.Store(newState(cfg.Policies, cfg.Keys, slices.Clone(cfg.Accept)))
+	e.state.Store(newState(cfg.Policies, cfg.Keys, accept))
 	return e, nil
 }
 
-func newState(set *PolicySet, keys *KeyRing, accept []string) *engineState {
-	st := &engineState{set: set, digest: emptyDigest, keys: keys, accept: accept}
+func newState(set *PolicySet, keys *KeyRing, accept []policyRef) *engineState {
+	st := &engineState{set: set, keys: keys, accept: accept}
 	if set != nil {
-		st.digest = set.short
+		st.policy = set.ref
+	} else {
+		st.policy, _ = newPolicyRef(emptyDigest)
 	}
-	st.boxed = st.digest
+	st.boxed = st.policy.short
 	return st
+}
+
+// accepted returns the earlier set of that short digest; nil if its stamps are
+// not honoured.
+func (st *engineState) accepted(short string) *policyRef {
+	for i := range st.accept {
+		if st.accept[i].short == short {
+			return &st.accept[i]
+		}
+	}
+	return nil
 }
 
 // SetPolicies replaces the policies for the Judge calls that start from now on
@@ -112,8 +128,8 @@ func (e *Engine) SetPolicies(set *PolicySet) {
 	defer e.mu.Unlock()
 	old := e.state.Load()
 	accept := slices.Clone(old.accept)
-	if old.set != nil && !slices.Contains(accept, old.digest) {
-		accept = append(accept, old.digest)
+	if old.set != nil && old.accepted(old.policy.short) == nil {
+		accept = append(accept, old.policy)
 	}
 	if n := len(accept) - MaxAccepted; n > 0 {
 		accept = accept[n:]
@@ -138,7 +154,7 @@ func (e *Engine) Revoke(shortDigest string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	old := e.state.Load()
-	e.state.Store(newState(old.set, old.keys, slices.DeleteFunc(slices.Clone(old.accept), func(d string) bool { return d == shortDigest })))
+	e.state.Store(newState(old.set, old.keys, slices.DeleteFunc(slices.Clone(old.accept), func(r policyRef) bool { return r.short == shortDigest })))
 }
 
 // Policies returns the current set; nil if none.
@@ -146,7 +162,13 @@ func (e *Engine) Policies() *PolicySet { return e.state.Load().set }
 
 // Accepted returns the short digests of the earlier sets still honoured, oldest
 // first.
-func (e *Engine) Accepted() []string { return slices.Clone(e.state.Load().accept) }
+func (e *Engine) Accepted() []string {
+	var out []string
+	for _, r := range e.state.Load().accept {
+		out = append(out, r.short)
+	}
+	return out
+}
 
 // Stats counts the decisions of this process's engine.
 type Stats struct {
@@ -257,7 +279,7 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 			removeStamp(p.ctx)
 			continue
 		}
-		j.writeStamp(p.ctx, st.keys.signing, st.boxed, st.digest, p.id, &p.e)
+		j.writeStamp(p.ctx, st.keys.signing, &st.policy, st.boxed, p.id, &p.e)
 	}
 	for i := range j.decisions {
 		e.stats.count(at, j.decisions[i].Action)
@@ -274,7 +296,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 	c, _ := contextOf(ev)
 	if c == nil {
 		j.decisions = append(j.decisions, Decision{
-			ID: j.invalidID(st, at, ev), Time: now, Point: at, Action: events.Deny, Code: CodeInvalid, Digest: st.digest,
+			ID: invalidID(st, at, ev), Time: now, Point: at, Action: events.Deny, Code: CodeInvalid, Digest: st.policy.short,
 			Reason: "not a CloudEvents 1.0 event", EventID: shorten(idOf(ev), maxReasonBytes), Type: shorten(typeOf(ev), maxReasonBytes),
 		})
 		*v = verdictOf(&j.decisions[len(j.decisions)-1])
@@ -287,19 +309,27 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 	j.eventDigest(&digest, c, source, &ext, data)
 
 	mark, absent, wellFormed := readStamp(c)
-	known, authentic := false, false
+	known, authentic, accepted := false, false, false
 	if wellFormed {
-		known, authentic = j.authentic(st.keys, &mark, &digest)
+		policy := &st.policy
+		if accepted = mark.policy == policy.short && st.set != nil; !accepted {
+			if policy = st.accepted(mark.policy); policy != nil {
+				accepted = true
+			} else if ref, ok := newPolicyRef(mark.policy); ok {
+				policy = &ref // to tell a stale stamp from a forged one
+			}
+		}
+		known, authentic = j.authentic(st.keys, &mark, policy, &digest)
 	}
 	// A stamp proves that the set it names permitted what the event now is.
-	current := authentic && mark.policy == st.digest && st.set != nil
+	current := authentic && mark.policy == st.policy.short && st.set != nil
 	if at == events.OnPublish && current {
 		*v = events.Verdict{Action: events.Allow, DecisionID: mark.decision}
 		return
 	}
 
 	j.decisions = append(j.decisions, Decision{
-		ID: j.decisionID(at, st.digest, &digest), Time: now, Point: at, Action: events.Allow, Digest: st.digest,
+		ID: decisionID(at, &st.policy, &digest), Time: now, Point: at, Action: events.Allow, Digest: st.policy.short,
 		EventID: c.ID, Type: c.Type, Source: source, Subject: deref(c.Subject), Pipeline: ext.pipeline, Run: ext.run,
 	})
 	d := &j.decisions[len(j.decisions)-1]
@@ -321,7 +351,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		refuse(d, events.Quarantine, CodeForged, "the stamp does not fit the event: forged, or altered after it was judged")
 	case st.set == nil:
 		refuse(d, events.Deny, CodeNoPolicies, "no policies are loaded")
-	case at == events.OnReceive && !current && !slices.Contains(st.accept, mark.policy):
+	case at == events.OnReceive && !accepted:
 		refuse(d, events.Quarantine, CodeStale, "the event was judged by policies that are no longer accepted")
 	default:
 		s.reset(ctx, c, source, ext, data, st.set.limits)
@@ -332,7 +362,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		switch {
 		case d.Action.Permits():
 			j.pending = append(j.pending, pendingStamp{ctx: c, id: d.ID, e: digest})
-		case !absent:
+		case len(c.Extensions) > 0:
 			j.pending = append(j.pending, pendingStamp{ctx: c})
 		}
 	}
@@ -462,9 +492,9 @@ func typeOf(ev *events.Event) string {
 	return ev.Context.GetType()
 }
 
-func (j *judging) invalidID(st *engineState, at events.Point, ev *events.Event) string {
+func invalidID(st *engineState, at events.Point, ev *events.Event) string {
 	e := sha256.Sum256([]byte(typeOf(ev) + "\x00" + idOf(ev)))
-	return j.decisionID(at, st.digest, &e)
+	return decisionID(at, &st.policy, &e)
 }
 
 func tooLarge(c *event.EventContextV1, source string, a *attributes) bool {

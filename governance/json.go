@@ -357,35 +357,99 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 			return nil, d.errorf("invalid number")
 		}
 	}
-	s := string(d.b[start:d.i])
+	raw := d.b[start:d.i]
 	switch t.kind {
 	case kindInt, kindDuration:
 		if !integer {
-			return nil, d.errorf("%s is not an integer", s)
+			return nil, d.errorf("%s is not an integer", raw)
 		}
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return nil, d.errorf("%s does not fit 64 bits", s)
+		n, ok := smallInt(raw)
+		if !ok {
+			var err error
+			if n, err = strconv.ParseInt(string(raw), 10, 64); err != nil {
+				return nil, d.errorf("%s does not fit 64 bits", raw)
+			}
 		}
 		if t.kind == kindDuration {
 			return types.Duration{Duration: time.Duration(n)}, nil
 		}
 		return types.Int(n), nil
 	case kindUint:
-		n, err := strconv.ParseUint(s, 10, 64)
+		n, err := strconv.ParseUint(string(raw), 10, 64)
 		if !integer || err != nil {
-			return nil, d.errorf("%s is not an unsigned 64-bit integer", s)
+			return nil, d.errorf("%s is not an unsigned 64-bit integer", raw)
 		}
 		return types.Uint(n), nil
 	case kindDouble, kindDyn:
-		f, err := strconv.ParseFloat(s, 64)
-		if err != nil || math.IsInf(f, 0) {
-			return nil, d.errorf("%s does not fit a double", s)
+		f, ok := smallFloat(raw)
+		if !ok {
+			var err error
+			if f, err = strconv.ParseFloat(string(raw), 64); err != nil || math.IsInf(f, 0) {
+				return nil, d.errorf("%s does not fit a double", raw)
+			}
 		}
 		return types.Double(f), nil
 	default:
 		return nil, d.mismatch("a number", t)
 	}
+}
+
+// smallInt parses an integer of up to 18 digits, which can't overflow, without
+// the string that strconv wants.
+func smallInt(b []byte) (int64, bool) {
+	neg := b[0] == '-'
+	if neg {
+		b = b[1:]
+	}
+	if len(b) > 18 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range b {
+		n = n*10 + int64(c-'0')
+	}
+	if neg {
+		n = -n
+	}
+	return n, true
+}
+
+var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22}
+
+// smallFloat parses a decimal whose digits and power of ten are exact doubles
+// (below 2^53, up to 10^22), so that one division rounds once and correctly
+// (W. D. Clinger, How to Read Floating Point Numbers Accurately, 1990).
+func smallFloat(b []byte) (float64, bool) {
+	neg := b[0] == '-'
+	if neg {
+		b = b[1:]
+	}
+	var n uint64
+	digits, fraction, seenDot := 0, 0, false
+	for _, c := range b {
+		switch {
+		case c == '.':
+			seenDot = true
+		case c >= '0' && c <= '9':
+			n = n*10 + uint64(c-'0')
+			if n > 0 {
+				digits++
+			}
+			if seenDot {
+				fraction++
+			}
+		default:
+			return 0, false
+		}
+		if digits > 15 || fraction > 22 {
+			return 0, false
+		}
+	}
+	f := float64(n) / powersOf10[fraction]
+	if neg {
+		f = -f
+	}
+	return f, true
 }
 
 func (d *jsonDecoder) digits() bool {

@@ -126,7 +126,7 @@ type PolicySet struct {
 	policies []*policy // by name
 	def      events.Action
 	digest   [sha256.Size]byte
-	short    string
+	ref      policyRef
 	limits   Limits
 
 	exact  map[string]*plan // of the types that policies name
@@ -154,7 +154,7 @@ type plan struct {
 func (s *PolicySet) Digest() string { return "sha256:" + hex.EncodeToString(s.digest[:]) }
 
 // ShortDigest returns the first 32 hex digits of the digest, which stamps carry.
-func (s *PolicySet) ShortDigest() string { return s.short }
+func (s *PolicySet) ShortDigest() string { return s.ref.short }
 
 // Default returns the action for events that no policy of the set matches on
 // publish: events.Allow or events.Deny.
@@ -229,7 +229,7 @@ func (s *PolicySet) seal() error {
 		return fmt.Errorf("governance: digest the policies: %w", err)
 	}
 	s.digest = sha256.Sum256(raw)
-	s.short = hex.EncodeToString(s.digest[:16])
+	s.ref, _ = newPolicyRef(hex.EncodeToString(s.digest[:16])) // well-formed by construction
 	s.exact = map[string]*plan{}
 	for _, p := range s.policies {
 		for _, t := range p.spec.Match.Types {
