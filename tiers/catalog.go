@@ -172,7 +172,10 @@ func (c *catalog) list(ctx context.Context, filter string, visit func(jetstream.
 	defer func() { _ = w.Stop() }() // the consumer is ephemeral: the server drops it anyway
 	for {
 		select {
-		case e := <-w.Updates():
+		case e, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("catalog: list %s: connection closed", filter)
+			}
 			if e == nil { // all that there was
 				return nil
 			}
