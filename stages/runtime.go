@@ -3,7 +3,11 @@ package stages
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"time"
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
@@ -45,16 +49,76 @@ type Hooks struct {
 	Previous Progress       // what the attempt before this one last reported
 }
 
+// ChildRunner runs a stage in another process and feeds it through shared
+// memory. d serves the child's requests; Run returns when the stage is complete.
+type ChildRunner interface {
+	Run(ctx context.Context, a Assignment, d Driver) error
+}
+
 // Runtime feeds stages: it opens inputs, fences outputs, counts, and publishes
 // stage.started and stage.completed. Safe for concurrent use.
 type Runtime struct {
 	Store    *tiers.Store
 	Registry *models.Registry
 	Bus      *events.Bus
+	Children ChildRunner // nil: stages marked ChildProcess fail
 	Log      *slog.Logger
 }
 
-// Execute runs one attempt of s to its end and returns what it left behind.
-func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (Result, error) {
-	panic("contract")
+// Execute runs one attempt of s to its end and returns what it left behind. A
+// panic in s is a permanent error with its stack: it would panic again.
+func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (res Result, err error) {
+	log := r.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	log = log.With("pipeline", a.Pipeline, "run", a.Run, "stage", a.Stage, "attempt", a.Attempt)
+	d := newRunDriver(r, a, h)
+	defer d.close()
+
+	begun := time.Now()
+	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+	}); err != nil {
+		return Result{}, err
+	}
+	if err := r.run(ctx, s, a, d, log); err != nil {
+		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
+	}
+	if err := d.finish(ctx); err != nil {
+		return Result{}, fmt.Errorf("stage %s of %s: finish output %s: %w", a.Stage, a.Pipeline, a.Output, err)
+	}
+	res = d.snapshot()
+	if err := d.announce(ctx, events.TypeStageCompleted, "completed", events.StageCompleted{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+		Batches: res.Data.BatchesOut, Rows: res.Rows, Leased: res.Data.Leased,
+		BodyBytes: res.Data.BodyBytes, CopiedBytes: res.Data.CopiedBytes,
+		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics,
+	}); err != nil {
+		return Result{}, err
+	}
+	return res, nil
+}
+
+func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver, log *slog.Logger) (err error) {
+	if a.ChildProcess {
+		if r.Children == nil {
+			return Permanent(errors.New("is to run in a child process, but this worker starts none: give the runtime a ChildRunner"))
+		}
+		return r.Children.Run(ctx, a, d)
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = Permanent(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	return s.Run(ctx, a.task(log, d))
+}
+
+// task makes the Task of an assignment over a driver.
+func (a Assignment) task(log *slog.Logger, d Driver) *Task {
+	return NewTask(Task{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+		Cause: a.Cause, Seed: a.Seed, Log: log,
+	}, a.Params, a.RunParams, d)
 }
