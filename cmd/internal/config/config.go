@@ -6,6 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sort"
@@ -60,26 +61,16 @@ type Temporal struct {
 	TaskQueue string `koanf:"task_queue" json:"task_queue"`
 	APIKey    Secret `koanf:"api_key" json:"api_key,omitempty"`
 	UI        string `koanf:"ui" json:"ui,omitempty"` // base URL of the web UI, for links
-	TLS       TLS    `koanf:"tls" json:"tls"`
+	TLS       bool   `koanf:"tls" json:"tls"`         // implied by APIKey
 }
 
-// TLS names the files of a TLS connection.
-type TLS struct {
-	Enabled    bool   `koanf:"enabled" json:"enabled"`
-	CA         string `koanf:"ca" json:"ca,omitempty"`
-	Cert       string `koanf:"cert" json:"cert,omitempty"`
-	Key        string `koanf:"key" json:"key,omitempty"` // a path, not the key
-	ServerName string `koanf:"server_name" json:"server_name,omitempty"`
-}
-
-// S3 says how to reach the cold tier.
+// S3 says how to reach the cold tier. Without an endpoint there is none.
 type S3 struct {
-	Endpoint     Endpoint `koanf:"endpoint" json:"endpoint"`
-	Region       string   `koanf:"region" json:"region"`
-	Bucket       string   `koanf:"bucket" json:"bucket"`
-	AccessKey    Secret   `koanf:"access_key" json:"access_key,omitempty"`
-	SecretKey    Secret   `koanf:"secret_key" json:"secret_key,omitempty"`
-	SessionToken Secret   `koanf:"session_token" json:"session_token,omitempty"`
+	Endpoint  Endpoint `koanf:"endpoint" json:"endpoint"`
+	Region    string   `koanf:"region" json:"region"`
+	Bucket    string   `koanf:"bucket" json:"bucket"`
+	AccessKey Secret   `koanf:"access_key" json:"access_key,omitempty"`
+	SecretKey Secret   `koanf:"secret_key" json:"secret_key,omitempty"`
 }
 
 // defaults also lists every key there is: a key that is not here is a fault.
@@ -87,32 +78,30 @@ func defaults() map[string]any {
 	return map[string]any{
 		"nats.url": "nats://127.0.0.1:4222", "nats.user": "", "nats.password": "", "nats.token": "", "nats.creds": "",
 		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
-		"temporal.api_key": "", "temporal.ui": "", "temporal.tls.enabled": false, "temporal.tls.ca": "",
-		"temporal.tls.cert": "", "temporal.tls.key": "", "temporal.tls.server_name": "",
-		"s3.endpoint": "http://127.0.0.1:9000", "s3.region": "us-east-1", "s3.bucket": "stokehold",
-		"s3.access_key": "", "s3.secret_key": "", "s3.session_token": "",
+		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
+		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
 		"state": DefaultStateDir, "policies": []string{},
 	}
 }
 
 // Conventional environment names, those of the tools that people already use.
-var conventional = map[string]string{
-	"NATS_URL": "nats.url", "NATS_USER": "nats.user", "NATS_PASSWORD": "nats.password",
-	"NATS_TOKEN": "nats.token", "NATS_CREDS": "nats.creds",
-	"TEMPORAL_ADDRESS": "temporal.address", "TEMPORAL_NAMESPACE": "temporal.namespace",
-	"TEMPORAL_TASK_QUEUE": "temporal.task_queue", "TEMPORAL_API_KEY": "temporal.api_key",
-	"TEMPORAL_TLS": "temporal.tls.enabled", "TEMPORAL_TLS_SERVER_CA_CERT_PATH": "temporal.tls.ca",
-	"TEMPORAL_TLS_CLIENT_CERT_PATH": "temporal.tls.cert", "TEMPORAL_TLS_CLIENT_KEY_PATH": "temporal.tls.key",
-	"TEMPORAL_TLS_SERVER_NAME": "temporal.tls.server_name",
-	"S3_ENDPOINT":              "s3.endpoint", "S3_BUCKET": "s3.bucket",
-	"AWS_REGION": "s3.region", "AWS_ACCESS_KEY_ID": "s3.access_key",
-	"AWS_SECRET_ACCESS_KEY": "s3.secret_key", "AWS_SESSION_TOKEN": "s3.session_token",
+func conventional() map[string]string {
+	return map[string]string{
+		"NATS_URL": "nats.url", "NATS_USER": "nats.user", "NATS_PASSWORD": "nats.password",
+		"NATS_TOKEN": "nats.token", "NATS_CREDS": "nats.creds",
+		"TEMPORAL_ADDRESS": "temporal.address", "TEMPORAL_NAMESPACE": "temporal.namespace",
+		"TEMPORAL_TASK_QUEUE": "temporal.task_queue", "TEMPORAL_API_KEY": "temporal.api_key", "TEMPORAL_TLS": "temporal.tls",
+		"S3_ENDPOINT": "s3.endpoint", "S3_BUCKET": "s3.bucket", "AWS_REGION": "s3.region",
+		"AWS_ACCESS_KEY_ID": "s3.access_key", "AWS_SECRET_ACCESS_KEY": "s3.secret_key",
+	}
 }
 
 // endpoints names, for each server, the key that says where it is. What a
 // running `dev` told of one server is used whole or not at all: its credentials
 // must never travel to a server that it did not name, nor others' to it.
-var endpoints = map[string]string{"nats.": "nats.url", "temporal.": "temporal.address", "s3.": "s3.endpoint"}
+func endpoints() map[string]string {
+	return map[string]string{"nats.": "nats.url", "temporal.": "temporal.address", "s3.": "s3.endpoint"}
+}
 
 // Options are the inputs of Load; the zero value reads the process's own.
 type Options struct {
@@ -137,10 +126,12 @@ func Flags(fs *pflag.FlagSet) {
 	fs.StringSlice("policy", nil, "policy `file` judging every event; repeatable (STOKEHOLD_POLICIES)")
 }
 
-var flagKeys = map[string]string{
-	"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
-	"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
-	"s3-region": "s3.region", "policy": "policies", "state": "state",
+func flagKeys() map[string]string {
+	return map[string]string{
+		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
+		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
+		"s3-region": "s3.region", "policy": "policies", "state": "state",
+	}
 }
 
 // Load resolves the configuration. Errors wrap ErrConfig and name the file,
@@ -160,7 +151,7 @@ func Load(o Options) (Config, error) {
 			if !f.Changed {
 				return "", nil
 			}
-			return flagKeys[f.Name], posflag.FlagVal(o.Flags, f)
+			return flagKeys()[f.Name], posflag.FlagVal(o.Flags, f)
 		})
 		if err := flags.Load(p, nil); err != nil {
 			return Config{}, fmt.Errorf("%w: flags: %w", ErrConfig, err)
@@ -191,7 +182,24 @@ func Load(o Options) (Config, error) {
 	if err := k.Unmarshal("", &c); err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
+	c.NATS.splitUser()
 	return c, c.validate()
+}
+
+// splitUser moves credentials out of the URL, where the NATS tools accept them,
+// to their own fields: a URL ends up in logs.
+func (n *NATS) splitUser() {
+	u, err := url.Parse(n.URL.Reveal())
+	if err != nil || u.User == nil {
+		return
+	}
+	if password, ok := u.User.Password(); ok {
+		n.User, n.Password = u.User.Username(), Secret(password)
+	} else {
+		n.Token = Secret(u.User.Username())
+	}
+	u.User = nil
+	n.URL = Endpoint(u.String())
 }
 
 // Source says where the value of a key such as "nats.url" came from.
@@ -208,14 +216,13 @@ func (c Config) validate() error {
 	if _, err := Endpoint(c.Temporal.Address).HostPort("7233"); err != nil {
 		bad("temporal.address", "%v", err)
 	}
-	if _, err := c.S3.Endpoint.HostPort(""); err != nil {
-		bad("s3.endpoint", "%v", err)
-	}
-	if (c.S3.AccessKey == "") != (c.S3.SecretKey == "") {
-		bad("s3.access_key", "the access key and the secret key go together, one is missing")
-	}
-	if (c.Temporal.TLS.Cert == "") != (c.Temporal.TLS.Key == "") {
-		bad("temporal.tls.cert", "the certificate and its key go together, one is missing")
+	if c.S3.Endpoint != "" {
+		if _, err := c.S3.Endpoint.HostPort(""); err != nil {
+			bad("s3.endpoint", "%v", err)
+		}
+		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
+			bad("s3.endpoint", "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+		}
 	}
 	return errors.Join(faults...)
 }
@@ -298,7 +305,7 @@ func readEnv(environ []string) (generic, prefixed *koanf.Koanf) {
 			},
 		}), nil)
 	}
-	load(generic, conventional)
+	load(generic, conventional())
 	load(prefixed, byName)
 	return generic, prefixed
 }
@@ -331,7 +338,7 @@ func discover(o Options, layers []layer) (*koanf.Koanf, error) {
 		return koanf.New("."), nil
 	}
 	found := a.keys()
-	for prefix, endpoint := range endpoints {
+	for prefix, endpoint := range endpoints() {
 		for _, l := range layers[1:] {
 			if l.k.Exists(endpoint) {
 				for key := range found {

@@ -114,7 +114,7 @@ func TestLoadConventionalEnvironment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(c.Temporal.Address, c.Temporal.Namespace, c.Temporal.APIKey.Reveal(), c.Temporal.TLS.Enabled, c.Temporal.TaskQueue,
+	got := fmt.Sprint(c.Temporal.Address, c.Temporal.Namespace, c.Temporal.APIKey.Reveal(), c.Temporal.TLS, c.Temporal.TaskQueue,
 		c.NATS.User, c.NATS.Password.Reveal(), c.NATS.Token.Reveal(), c.NATS.Creds,
 		c.S3.Endpoint, c.S3.Bucket, c.S3.Region, c.S3.AccessKey.Reveal(), c.S3.SecretKey.Reveal(), c.Policies, c.StateDir)
 	want := fmt.Sprint("t:1", "ns", "key", true, "q", "u", "p", "t", "/c", "https://s3", "b", "eu-1", "a", "s", []string{"a.yaml", "b.yaml"}, "/st")
@@ -133,7 +133,7 @@ func TestLoadFaults(t *testing.T) {
 		"not yaml":         {config.Options{Flags: flags(t, "--config", write(t, dir, "b.yaml", "nats: [\n"))}, "b.yaml"},
 		"missing file":     {config.Options{Flags: flags(t, "--config", filepath.Join(dir, "none.yaml"))}, "none.yaml"},
 		"bad endpoint":     {config.Options{Environ: []string{"NATS_URL=nats://u:pw@:x/"}}, "nats.url (from the environment)"},
-		"half of the keys": {config.Options{Environ: []string{"AWS_ACCESS_KEY_ID=x"}}, "s3.access_key"},
+		"half of the keys": {config.Options{Environ: []string{"AWS_ACCESS_KEY_ID=x", "S3_ENDPOINT=http://h"}}, "AWS_SECRET_ACCESS_KEY"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.opts.Dir = t.TempDir()
@@ -153,7 +153,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 	c := config.Config{
 		NATS:     config.NATS{URL: "nats://u:" + secret + "@h:1,nats://" + secret + "@h:2", Password: secret, Token: secret},
 		Temporal: config.Temporal{APIKey: secret},
-		S3:       config.S3{Endpoint: "https://a:" + secret + "@s3?X-Signature=" + secret, AccessKey: secret, SecretKey: secret, SessionToken: secret},
+		S3:       config.S3{Endpoint: "https://a:" + secret + "@s3?X-Signature=" + secret, AccessKey: secret, SecretKey: secret},
 	}
 	var out bytes.Buffer
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
@@ -176,6 +176,22 @@ func TestNothingPrintsASecret(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "@h:1") {
 		t.Error("the address itself should stay readable")
+	}
+}
+
+func TestCredentialsLeaveTheURL(t *testing.T) {
+	for in, want := range map[string]string{
+		"nats://u:p@h:1":   "nats://h:1 u p ",
+		"nats://secret@h:": "nats://h:   secret",
+		"nats://h:1":       "nats://h:1   ",
+	} {
+		c, err := config.Load(config.Options{Dir: t.TempDir(), Environ: []string{"NATS_URL=" + in}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(c.NATS.URL.Reveal(), " ", c.NATS.User, " ", c.NATS.Password.Reveal(), " ", c.NATS.Token.Reveal()); got != want {
+			t.Errorf("%s: got %q, want %q", in, got, want)
+		}
 	}
 }
 

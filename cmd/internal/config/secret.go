@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-const hidden = "[hidden]"
+const hidden = "[redacted]"
 
 // Secret is a string that no formatting verb, encoder or logger shows.
 type Secret string
