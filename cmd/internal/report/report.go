@@ -93,6 +93,14 @@ func (f *Float) UnmarshalJSON(raw []byte) error {
 	return json.Unmarshal(raw, (*float64)(f))
 }
 
+// String shows four decimals, or a dash.
+func (f Float) String() string {
+	if !f.Finite() {
+		return "–"
+	}
+	return strconv.FormatFloat(float64(f), 'f', 4, 64)
+}
+
 // Finite reports whether f is a number.
 func (f Float) Finite() bool { return !math.IsNaN(float64(f)) && !math.IsInf(float64(f), 0) }
 

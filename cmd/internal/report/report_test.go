@@ -254,9 +254,9 @@ func ExampleReport_Render() {
 		Frozen: report.Score{LogLoss: 0.4901, AUC: 0.6598}, Loop: report.Score{LogLoss: 0.4711, AUC: 0.6790},
 	}}}
 	t := report.Table{Width: 100}
-	fmt.Println(t.Head()[1])
+	fmt.Println(t.Head(0)[1])
 	fmt.Println(t.Row(r.Weeks[0]))
 	// Output:
-	// week  from      rows  frozen   loop       Δ  frozen   loop       Δ  outcome
-	//    9  Mar  5  11,790  0.4901 0.4711 ▼0.0190  0.6598 0.6790 ▲0.0192  ● ✓ promoted
+	// week from      rows  frozen   loop       Δ  frozen   loop       Δ  outcome
+	//    9 Mar  5  11,790  0.4901 0.4711 ▼0.0190  0.6598 0.6790 ▲0.0192  ● ✓ promoted
 }

@@ -24,17 +24,21 @@ type Table struct {
 const (
 	wWeek, wFrom, wRows, wScore, wDelta = 4, 6, 7, 6, 7
 	// what stands left of the outcome
-	wFixed = wWeek + 2 + wFrom + 1 + wRows + 2*(2+wScore+1+wScore+1+wDelta) + 2
+	wFixed = wWeek + 1 + wFrom + 1 + wRows + 2*(2+wScore+1+wScore+1+wDelta) + 2
 )
 
-// Head returns the two header lines.
-func (t Table) Head() []string {
+// Head returns the two header lines. hidden is how many earlier weeks are not shown.
+func (t Table) Head(hidden int) []string {
 	group := func(s string) string {
 		return center(s, wScore+1+wScore+1+wDelta)
 	}
-	top := strings.Repeat(" ", wWeek+2+wFrom+1+wRows) + "  " + group("log loss ↓") + "  " + group("AUC ↑") // the arrow: which way is better
+	earlier := ""
+	if hidden > 0 {
+		earlier = fmt.Sprintf("… %d earlier", hidden)
+	}
+	top := left(" "+earlier, wWeek+1+wFrom+1+wRows) + "  " + group("log loss ↓") + "  " + group("AUC ↑") // the arrow: which way is better
 	scores := "  " + right("frozen", wScore) + " " + right("loop", wScore) + " " + right("Δ", wDelta)
-	sub := right("week", wWeek) + "  " + left("from", wFrom) + " " + right("rows", wRows) + scores + scores + "  outcome"
+	sub := right("week", wWeek) + " " + left("from", wFrom) + " " + right("rows", wRows) + scores + scores + "  outcome"
 	return []string{t.fit(t.Theme.Dim.Render(strings.TrimRight(top, " "))), t.fit(t.Theme.Dim.Render(sub))}
 }
 
@@ -44,7 +48,7 @@ func (t Table) Row(w Week) string {
 	if d, err := time.Parse("2006-01-02", w.From); err == nil {
 		from = d.Format("Jan _2")
 	}
-	line := t.Theme.Text.Render(right(fmt.Sprint(w.Week), wWeek)) + "  " + t.Theme.Dim.Render(left(from, wFrom)) + " " +
+	line := t.Theme.Text.Render(right(fmt.Sprint(w.Week), wWeek)) + " " + t.Theme.Dim.Render(left(from, wFrom)) + " " +
 		right(Count(w.Rows), wRows) + t.pair(w.Frozen, w.Loop) + "  " + t.outcome(w)
 	return t.fit(line)
 }
@@ -57,7 +61,7 @@ func (t Table) Rule() string {
 // Total returns the line of the row-weighted means.
 func (t Table) Total(weeks []Week) string {
 	frozen, loop, rows := means(weeks)
-	return t.fit(right("mean", wWeek) + "  " + left("", wFrom) + " " + right(Count(rows), wRows) + t.pair(frozen, loop))
+	return t.fit(right("mean", wWeek) + " " + left("", wFrom) + " " + right(Count(rows), wRows) + t.pair(frozen, loop))
 }
 
 func (t Table) pair(frozen, loop Score) string {
@@ -78,7 +82,7 @@ func (t Table) cells(frozen, loop Float, better float64) string {
 		}
 		delta = style.Render(right(fmt.Sprintf("%s%.4f", mark, math.Abs(d)), wDelta))
 	}
-	return "  " + t.Theme.Dim.Render(right(score(frozen), wScore)) + " " + right(score(loop), wScore) + " " + delta
+	return "  " + t.Theme.Dim.Render(right(frozen.String(), wScore)) + " " + right(loop.String(), wScore) + " " + delta
 }
 
 func (t Table) outcome(w Week) string {
@@ -101,13 +105,6 @@ func (t Table) outcome(w Week) string {
 
 func (t Table) fit(s string) string { return ansi.Truncate(s, t.Width, "…") }
 
-func score(f Float) string {
-	if !f.Finite() {
-		return "–"
-	}
-	return fmt.Sprintf("%.4f", float64(f))
-}
-
 // Render writes everything that a person sees at the end of a run: the table,
 // what was refused and why, and what moved. width is the terminal's.
 func (r Report) Render(width int, th Theme) string {
@@ -116,7 +113,7 @@ func (r Report) Render(width int, th Theme) string {
 		b.WriteString(strings.TrimRight(ansi.Truncate(fmt.Sprintf(format, args...), width, "…"), " ") + "\n")
 	}
 	t := Table{Width: width, Theme: th}
-	for _, l := range t.Head() {
+	for _, l := range t.Head(0) {
 		line("%s", l)
 	}
 	for _, w := range r.Weeks {
