@@ -92,7 +92,8 @@ func (f *frame) header() {
 		state = f.th.Dim.Render(fmt.Sprintf("week %d of %d", len(f.s.Fold.Weeks), f.s.Expected))
 	}
 	left := " " + f.th.Title.Render("◆ stokehold") + "  " + report.Clean(f.s.Title)
-	f.add(f.spread(left, state+"  "+f.th.Title.Render(clock(f.s.elapsed()))))
+	right := state + "  " + f.th.Title.Render(clock(f.s.elapsed()))
+	f.add(f.spread(ansi.Truncate(left, max(1, f.width-3-lipgloss.Width(right)), "…"), right))
 	if f.s.UI != "" {
 		f.labelled("Temporal", f.th.Second.Render(f.s.UI))
 	}
