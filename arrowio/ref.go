@@ -1,6 +1,3 @@
-// Package arrowio names Arrow record batches and moves them as standard
-// encapsulated IPC messages, in place where memory allows. It imports nothing
-// else of Stokehold's.
 package arrowio
 
 import (
