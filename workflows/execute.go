@@ -24,26 +24,27 @@ type StageCall struct {
 	// Pipeline and Stage name the implementation: a stage of a pipeline of the
 	// worker's or, with Pipeline empty, one of WorkerConfig.Stages.
 	Pipeline, Stage string
-	Kind            string            // default KindPreprocess; decides nothing, but is shown
-	Params          any               // marshalled as JSON; the stage's fixed parameters
-	RunParams       json.RawMessage   // laid over Params
-	Inputs          []stages.Binding  // datasets and models
-	Output          string            // dataset to write; empty: none
-	Seal            bool              // seal Output when the stage completes
-	Model           string            // model to make versions of
-	Cause           string            // id of the event that led here
-	Seed            uint64            // the stage's only source of randomness
-	ChildProcess    bool              // run in a separate worker process
-	Timeout         time.Duration     // of one attempt; default DefaultTimeout
-	Attempts        int               // default DefaultAttempts
-	TaskQueue       string            // default: the workflow's own
+	Kind            string           // default KindPreprocess; decides nothing, but is shown
+	Params          any              // marshalled as JSON; the stage's fixed parameters
+	RunParams       json.RawMessage  // laid over Params
+	Inputs          []stages.Binding // datasets and models
+	Output          string           // dataset to write; empty: none
+	Seal            bool             // seal Output when the stage completes
+	Model           string           // model to make versions of
+	Cause           string           // id of the event that led here
+	Seed            uint64           // the stage's only source of randomness
+	ChildProcess    bool             // run in a separate worker process
+	Timeout         time.Duration    // of one attempt; default DefaultTimeout
+	Attempts        int              // default DefaultAttempts
+	TaskQueue       string           // default: the workflow's own
 }
 
-// StageFuture is a stage's result to come.
+// StageFuture is a stage's result to come. As a workflow.Future it goes into
+// selectors.
 type StageFuture struct{ workflow.Future }
 
-// Get blocks until the stage has ended.
-func (f StageFuture) Get(ctx workflow.Context) (stages.Result, error) {
+// Result blocks until the stage has ended.
+func (f StageFuture) Result(ctx workflow.Context) (stages.Result, error) {
 	var r stages.Result
 	err := f.Future.Get(ctx, &r)
 	return r, err

@@ -262,7 +262,7 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 }
 
 func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
-	s.result, s.err = s.future.Get(ctx)
+	s.result, s.err = s.future.Result(ctx)
 	s.ended = workflow.Now(ctx)
 	switch {
 	case s.err == nil:
