@@ -30,6 +30,7 @@ type world struct {
 	warm string
 	cold string
 	deny func(*events.Event) string // reason to deny on publish, "" to allow
+	wrap func(tiers.ObjectStore) tiers.ObjectStore
 }
 
 func newWorld(tb testing.TB) *world {
@@ -79,9 +80,13 @@ func (w *world) store(arenaBytes int64) (*tiers.Store, *shm.Arena) {
 			w.tb.Fatal(err)
 		}
 	}
-	cold, err := objectdir.Open(w.cold)
+	dir, err := objectdir.Open(w.cold)
 	if err != nil {
 		w.tb.Fatal(err)
+	}
+	var cold tiers.ObjectStore = dir
+	if w.wrap != nil {
+		cold = w.wrap(cold)
 	}
 	s, err := tiers.Open(w.ctx, tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Arena: arena, Warm: w.warm, Cold: cold})
 	if err != nil {

@@ -85,11 +85,6 @@ func TestWriteRefuses(t *testing.T) {
 	if _, err := s.Writer(w.ctx, dataset, other, fence("run-2", 1)); !errors.Is(err, tiers.ErrSchema) {
 		t.Errorf("writer of another schema: %v", err)
 	}
-	narrow, err := rec.SetColumn(0, rec.Column(0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	narrow.Release()
 	if err := wr.Seal(w.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -375,9 +370,6 @@ func TestUnreachableBusAfterTheCommit(t *testing.T) {
 	if got := w.published(events.TypeBatchPublished); len(got) != 0 {
 		t.Fatalf("announced %v", got)
 	}
-	tiers.FailPublish(s, func() error { return nil })
-	s2, _ := w.store(0)
-	_ = s2
 	cut = nil
 	if _, err := wr.WriteAt(w.ctx, 0, rec); err != nil {
 		t.Fatal(err)
