@@ -240,7 +240,9 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 	if err == nil {
 		err = s.conn.send(kindDone, t.job, note.encode())
 	} else {
-		b, _ := json.Marshal(failedNote{Message: clipped(err.Error(), 32<<10), Unknown: unknown, Written: note.written, Copied: note.copied}) // strings and numbers always marshal
+		var p interface{ Permanent() bool }
+		permanent := errors.As(err, &p) && p.Permanent()
+		b, _ := json.Marshal(failedNote{Message: clipped(err.Error(), 32<<10), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied}) // strings and numbers always marshal
 		err = s.conn.send(kindFailed, t.job, b)
 	}
 	if err != nil {
