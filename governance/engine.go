@@ -381,6 +381,7 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 			policies = pl.fresh
 		}
 	}
+	s.strict = pl.data
 	matched := false
 	for _, p := range policies {
 		if !p.matches(&s.event) {

@@ -167,12 +167,6 @@ func (d *runDriver) finish(ctx context.Context) error {
 	return d.writer.Seal(ctx)
 }
 
-func (d *runDriver) close() {
-	if d.writer != nil {
-		d.writer.Close()
-	}
-}
-
 func (d *runDriver) snapshot() Result {
 	d.mu.Lock()
 	defer d.mu.Unlock()

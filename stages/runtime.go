@@ -74,7 +74,6 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	}
 	log = log.With("pipeline", a.Pipeline, "run", a.Run, "stage", a.Stage, "attempt", a.Attempt)
 	d := newRunDriver(r, a, h)
-	defer d.close()
 
 	begun := time.Now()
 	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{

@@ -32,9 +32,10 @@ type bridge struct {
 const (
 	bridgeBatch   = 100
 	bridgePending = 1000
-	// maxDeliver is out of reach: only events that Temporal can never take are
-	// dead-lettered, and the bridge says so itself.
-	maxDeliver     = 1 << 20
+	// maxDeliver is hardly reached, since the bridge does not give events back while
+	// it runs: each of these is a worker that died. Events that Temporal can never
+	// take are dead-lettered by the bridge itself.
+	maxDeliver     = 1000
 	deliverTimeout = 10 * time.Second
 	retryFirst     = 50 * time.Millisecond
 	retryMost      = 5 * time.Second

@@ -24,23 +24,24 @@ type StageCall struct {
 	// Pipeline and Stage name the implementation: a stage of a pipeline of the
 	// worker's or, with Pipeline empty, one of WorkerConfig.Stages.
 	Pipeline, Stage string
-	Kind            string            // default KindPreprocess; decides nothing, but is shown
-	Params          any               // marshalled as JSON; the stage's fixed parameters
-	RunParams       json.RawMessage   // laid over Params
-	Inputs          []stages.Binding  // datasets and models
-	Output          string            // dataset to write; empty: none
-	Seal            bool              // seal Output when the stage completes
-	Model           string            // model to make versions of
-	Cause           string            // id of the event that led here
-	Seed            uint64            // the stage's only source of randomness
-	ChildProcess    bool              // run in a separate worker process
-	Timeout         time.Duration     // of one attempt; default DefaultTimeout
-	Attempts        int               // default DefaultAttempts
-	TaskQueue       string            // default: the workflow's own
+	Kind            string           // default KindPreprocess; decides nothing, but is shown
+	Params          any              // marshalled as JSON; the stage's fixed parameters
+	RunParams       json.RawMessage  // laid over Params
+	Inputs          []stages.Binding // datasets and models
+	Output          string           // dataset to write; empty: none
+	Seal            bool             // seal Output when the stage completes
+	Model           string           // model to make versions of
+	Cause           string           // id of the event that led here
+	Seed            uint64           // the stage's only source of randomness
+	ChildProcess    bool             // run in a separate worker process
+	Timeout         time.Duration    // of one attempt; default DefaultTimeout
+	Attempts        int              // default DefaultAttempts
+	TaskQueue       string           // default: the workflow's own
 }
 
-// StageFuture is a stage's result to come.
-type StageFuture struct{ workflow.Future }
+// StageFuture is a stage's result to come. Its Future goes into selectors, which
+// take no others than Temporal's own.
+type StageFuture struct{ Future workflow.Future }
 
 // Get blocks until the stage has ended.
 func (f StageFuture) Get(ctx workflow.Context) (stages.Result, error) {

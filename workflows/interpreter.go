@@ -248,7 +248,7 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 			continue
 		}
 		any = true
-		sel.AddFuture(s.future, func(workflow.Future) { in.finish(ctx, s) })
+		sel.AddFuture(s.future.Future, func(workflow.Future) { in.finish(ctx, s) })
 	}
 	if !any {
 		return false

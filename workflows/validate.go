@@ -19,7 +19,6 @@ const (
 	MaxTriggers        = 32
 	maxNameBytes       = 63
 	maxDatasetBytes    = 160
-	maxExpressionBytes = 4 << 10
 	maxAttempts        = 1000
 	maxTimeout         = 7 * 24 * time.Hour
 	maxPendingLimit    = 1_000_000
@@ -125,7 +124,11 @@ func (d *Definition) ValidateEvents(types *events.Registry) error {
 	var faults []Fault
 	for _, t := range d.Triggers {
 		for _, name := range t.Types {
-			if _, ok := types.Lookup(name); !ok {
+			if _, ok := types.Lookup(name); ok {
+				if err := typedWhen(t.When, name, types); err != nil {
+					faults = append(faults, Fault{"trigger " + t.Name, fmt.Sprintf("When, on %s: %v", name, err), "guard fields that only some of the types have, or use a trigger for each type"})
+				}
+			} else {
 				faults = append(faults, Fault{"trigger " + t.Name, fmt.Sprintf("unknown event type %q", name), "register the type with the bus, or correct its name"})
 			}
 		}
