@@ -114,6 +114,7 @@ type Monitor struct {
 	Key         func(*stages.Task) (uint64, error)    // of the batch: its sequence in Features and Labels
 	Offset      uint64                                // sequence in Predictions and History = key - Offset
 	At          func(*stages.Task) (time.Time, error) // event time; nil: now
+	Params      func(Report) map[string]any           // for the run that drift.detected may start; nil: none
 	ReportType  string                                // event type of the report; "": none is published
 	Kinds       train.Kinds                           // nil: train.Builtin()
 	Registry    train.Registry                        // nil: the task's
@@ -388,6 +389,10 @@ func (w *watch) announce(ctx context.Context, at time.Time) error {
 	case "ks-scores":
 		statistic, threshold = r.ScoreKS, w.cfg.ScoreDistance
 	}
+	var params map[string]any
+	if w.m.Params != nil {
+		params = w.m.Params(*r)
+	}
 	const key = "drift"
 	r.Event = w.task.Run + "/" + w.task.Stage + "/" + key // as Task.Publish makes it
 	err := w.task.Publish(ctx, events.TypeDriftDetected, w.m.Model, key, at, events.DriftDetected{
@@ -397,7 +402,7 @@ func (w *watch) announce(ctx context.Context, at time.Time) error {
 			"logloss": r.LogLoss, "auc": r.AUC, "reference_logloss": r.Reference,
 			"page_hinkley": r.PageHinkley, "label_ks": r.LabelKS, "score_ks": r.ScoreKS, "positive_rate": r.PositiveRate,
 		},
-		Params: map[string]any{"week": r.Key},
+		Params: params,
 	})
 	var denied *events.DeniedError
 	if errors.As(err, &denied) {
