@@ -103,6 +103,20 @@ func (s *Store) Move(ctx context.Context, m Migration, grace func(context.Contex
 	return st, nil
 }
 
+// MigrateBatch gives a batch a verified cold copy. Its other copies stay.
+// Idempotent.
+func (s *Store) MigrateBatch(ctx context.Context, dataset string, seq uint64) error {
+	for _, step := range Steps() {
+		if step == StepDrop {
+			break
+		}
+		if _, err := s.MoveStep(ctx, Migration{dataset, seq, false}, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // MigrateDataset moves batches from..to-1 of a dataset one after another, or
 // those there are, and returns how many have a cold copy now. The hot copies are
 // given up together, after one grace. evict is that of Migration.
