@@ -27,10 +27,14 @@ type File struct {
 // taken for a damaged file.
 type source struct {
 	io.ReaderAt
+	size   int64
 	failed atomic.Pointer[error]
 }
 
 func (s *source) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > s.size { // the footer points there: damage, not a failure
+		return 0, fmt.Errorf("reference to byte %d of a file of %d", off, s.size)
+	}
 	n, err := s.ReaderAt.ReadAt(p, off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.failed.CompareAndSwap(nil, &err)
@@ -50,7 +54,7 @@ func (s *source) corrupt(f string, args ...any) error {
 // a column has no Arrow type here, and wraps r's error if reading fails.
 func Open(r io.ReaderAt, size int64) (file *File, err error) {
 	defer guard("open", &err)
-	src := &source{ReaderAt: r}
+	src := &source{ReaderAt: r, size: size}
 	f, err := pq.OpenFile(src, size, pq.SkipPageIndex(true), pq.SkipBloomFilters(true))
 	if err != nil {
 		return nil, src.corrupt("open file of %d bytes: %w", size, err)

@@ -33,18 +33,22 @@ func NewWriter(w io.Writer, schema *arrow.Schema) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{
-		schema: schema,
-		values: make([]pq.Value, chunkRows),
-		w: pq.NewWriter(w, root,
-			// Level 1 reads as fast and writes twice as fast as level 3, for a few
-			// percent more bytes of numeric columns.
-			pq.Compression(&zstd.Codec{Level: zstd.SpeedFastest}),
-			pq.DataPageStatistics(true),
-			pq.DictionaryMaxBytes(1<<20),
-			pq.CreatedBy("stokehold", "1", ""),
-			pq.KeyValueMetadata(schemaKey, base64.StdEncoding.EncodeToString(arrowio.EncodeSchema(schema)))),
-	}, nil
+	options := []pq.WriterOption{
+		root,
+		// Batches are written once and read often: the fastest level loses little
+		// on numeric columns.
+		pq.Compression(&zstd.Codec{Level: zstd.SpeedFastest}),
+		pq.DataPageStatistics(true),
+		pq.DictionaryMaxBytes(1 << 20),
+		pq.CreatedBy("stokehold", "1", ""),
+	}
+	// Other readers take the schema's metadata from the file's own.
+	md := schema.Metadata()
+	for i, key := range md.Keys() {
+		options = append(options, pq.KeyValueMetadata(key, md.Values()[i]))
+	}
+	options = append(options, pq.KeyValueMetadata(schemaKey, base64.StdEncoding.EncodeToString(arrowio.EncodeSchema(schema))))
+	return &Writer{schema: schema, values: make([]pq.Value, chunkRows), w: pq.NewWriter(w, options...)}, nil
 }
 
 // Write appends the batch as a row group. A batch without rows leaves no trace.

@@ -1,0 +1,9 @@
+// Command stokehold runs the demo and the embedded stack, and looks into any
+// deployment: flags, wiring and rendering. docs/CLI.md describes it.
+package main
+
+import "os"
+
+func main() {
+	os.Exit(run(os.Args[1:], process(), newPlatform()))
+}
