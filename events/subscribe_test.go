@@ -524,3 +524,102 @@ func TestSubscribeRefusesNonsense(t *testing.T) {
 		}
 	}
 }
+
+// What the client library drops, or anything else takes, leaves a gap in the
+// consumer's numbers; an ordered subscription closes it.
+func TestOrderedSubscriptionClosesGaps(t *testing.T) {
+	t.Parallel()
+	b, _, nc := openBus(t, nil)
+	ctx := testContext(t)
+	const n = 3000
+	got := make(chan uint64, 2*n)
+	gate := make(chan struct{})
+	if _, err := b.Subscribe(ctx, events.Subscription{}, func(_ context.Context, d events.Delivery) error {
+		if d.Sequence == 10 {
+			<-gate
+		}
+		got <- d.Sequence
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Publish(ctx, manySealed(t, 0, n)...); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(ctx, "STOKEHOLD_EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lister := stream.ConsumerNames(ctx)
+	for name := range lister.Name() {
+		cons, err := js.Consumer(ctx, "STOKEHOLD_EVENTS", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stolen, err := cons.Fetch(50, jetstream.FetchMaxWait(5*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := 0
+		for range stolen.Messages() {
+			count++
+		}
+		if count == 0 {
+			t.Fatal("nothing was stolen: the test shows nothing")
+		}
+	}
+	close(gate)
+	for i, seq := range receive(t, got, n) {
+		if seq != uint64(i+1) {
+			t.Fatalf("event %d has sequence %d", i+1, seq)
+		}
+	}
+}
+
+func TestConsumersThatAreDeletedAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	b, _, nc := openBus(t, nil)
+	ctx := testContext(t)
+	got := make(chan uint64, 100)
+	for _, s := range []events.Subscription{{}, {Durable: "d"}} {
+		if _, err := b.Subscribe(ctx, s, func(_ context.Context, d events.Delivery) error {
+			got <- d.Sequence
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Publish(ctx, sealed(t, "1", "x")); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, got, 2)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(ctx, "STOKEHOLD_EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := stream.ConsumerNames(ctx)
+	for name := range names.Name() {
+		if err := js.DeleteConsumer(ctx, "STOKEHOLD_EVENTS", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Publish(ctx, sealed(t, "2", "x")); err != nil {
+		t.Fatal(err)
+	}
+	// The durable begins anew, as it must: its position is gone.
+	seen := map[uint64]int{}
+	for _, seq := range receive(t, got, 3) {
+		seen[seq]++
+	}
+	if seen[1] != 1 || seen[2] != 2 {
+		t.Errorf("%v", seen)
+	}
+}
