@@ -26,8 +26,7 @@ type Predictor interface {
 type Score struct {
 	Client   Predictor
 	Data     *Data
-	First    func(ctx context.Context, task *stages.Task) (string, error) // id of the first model; nil: the oldest ever promoted
-	Registry train.Registry                                               // nil: the task's
+	Registry train.Registry // nil: the task's
 }
 
 // Schema implements stages.Schemer.
@@ -97,20 +96,12 @@ func (s *Score) versions(ctx context.Context, task *stages.Task) (champion, firs
 	if champion, err = registry.Alias(ctx, Model, models.Champion); err != nil {
 		return champion, first, fmt.Errorf("flights: no champion to score with: %w", err)
 	}
-	if s.First != nil {
-		id, err := s.First(ctx, task)
-		if err != nil {
-			return champion, first, err
-		}
-		first, err = registry.Get(ctx, Model, id)
-		return champion, first, err
-	}
-	for v, err := range task.Models().Versions(ctx, Model) {
+	for v, err := range registry.Versions(ctx, Model) {
 		if err != nil {
 			return champion, first, err
 		}
 		if v.Status == models.Promoted {
-			return champion, v, nil // by creation time: the oldest
+			return champion, v, nil // by time of creation: the first of all
 		}
 	}
 	return champion, champion, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/stokehold/stokehold/models"
@@ -20,6 +21,7 @@ type Registry interface {
 	Alias(ctx context.Context, model, alias string) (models.Version, error)
 	Promote(ctx context.Context, p models.Promotion) error
 	Refuse(ctx context.Context, p models.Promotion, policy string) error
+	Versions(ctx context.Context, model string) iter.Seq2[models.Version, error]
 }
 
 // Window says which batches a run reads: from..to-1.
