@@ -1,3 +1,4 @@
+// Package stokehold
 package stokehold
 
 import (
@@ -108,7 +109,7 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var faults []error
 	if u, err := url.Parse(c.NATS.URL); err != nil || u.Host == "" {
-		faults = append(faults, fmt.Errorf("NATS URL %q is not of the form nats://HOST:PORT", c.NATS.URL))
+		faults = append(faults, errors.New("the NATS URL is not of the form nats://HOST:PORT"))
 	} else if u.User != nil {
 		faults = append(faults, errors.New("the NATS URL holds credentials, which end up in logs: set NATS.User and NATS.Password instead"))
 	}
@@ -119,6 +120,9 @@ func (c Config) validate() error {
 		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
 			faults = append(faults, errors.New("an S3 endpoint needs an access key and a secret key"))
 		}
+	}
+	if c.StateDir == "" {
+		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}
 	if c.HotBytes < 1<<20 {
 		faults = append(faults, fmt.Errorf("a hot tier of %d bytes is too small: give it at least 1 MiB", c.HotBytes))

@@ -68,6 +68,10 @@ func normalize(ev *Event) error {
 	if err != nil {
 		return err
 	}
+	return normalizeContext(ev, ec, ec.Source.String())
+}
+
+func normalizeContext(ev *Event, ec *event.EventContextV1, source string) error {
 	var faults []error
 	for name, err := range ev.FieldErrors {
 		faults = append(faults, fmt.Errorf("%s: %w", name, err))
@@ -83,11 +87,10 @@ func normalize(ev *Event) error {
 		faults = append(faults, errors.New("id: missing"))
 	}
 	text("id", ec.ID)
-	if src := ec.Source.String(); src == "" {
+	if source == "" {
 		faults = append(faults, errors.New("source: missing"))
-	} else {
-		text("source", src)
 	}
+	text("source", source)
 	if err := checkTypeName(ec.Type); err != nil {
 		faults = append(faults, fmt.Errorf("type: %w", err))
 	}
@@ -126,6 +129,7 @@ func normalize(ev *Event) error {
 		}
 		s, ok := v.(string)
 		if !ok {
+			var err error
 			if s, err = types.Format(v); err != nil {
 				faults = append(faults, fmt.Errorf("%s: %w", name, err))
 				continue
@@ -257,10 +261,22 @@ type decoded struct {
 
 // decodeEvent reads a message in binary mode. The event shares data.
 func decodeEvent(h nats.Header, data []byte) (Event, error) {
+	var d decoder
+	return d.decode(h, data)
+}
+
+// decoder reads messages of which many in a row have the same source, and
+// parses that once. Not safe for concurrent use.
+type decoder struct {
+	source string
+	parsed url.URL
+}
+
+func (dec *decoder) decode(h nats.Header, data []byte) (Event, error) {
 	d := &decoded{}
 	ec := &d.ec
 	size := 0
-	version := ""
+	version, source := "", ""
 	for key, vals := range h {
 		if key == hdrContentType {
 			v, err := single(key, vals)
@@ -290,11 +306,15 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 		case "id":
 			ec.ID = v
 		case "source":
-			u, err := url.Parse(v)
-			if err != nil {
-				return Event{}, fmt.Errorf("source: %w", err)
+			if v != dec.source || v == "" {
+				u, err := url.Parse(v)
+				if err != nil {
+					return Event{}, fmt.Errorf("source: %w", err)
+				}
+				dec.source, dec.parsed = v, *u
 			}
-			ec.Source.URL = *u
+			source = v
+			ec.Source.URL = dec.parsed
 		case "type":
 			ec.Type = v
 		case "subject":
@@ -317,7 +337,7 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 				return Event{}, fmt.Errorf("more than %d extension attributes", maxExtensions)
 			}
 			if ec.Extensions == nil {
-				ec.Extensions = make(map[string]any, len(h))
+				ec.Extensions = make(map[string]any)
 			}
 			ec.Extensions[name] = v
 		}
@@ -332,7 +352,7 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 	if len(data) == 0 {
 		ev.DataEncoded = nil
 	}
-	return ev, normalize(&ev)
+	return ev, normalizeContext(&ev, ec, source)
 }
 
 func single(key string, vals []string) (string, error) {

@@ -200,24 +200,23 @@ func packMetadata(m message.Metadata) string {
 	return b.String()
 }
 
-func unpackMetadata(s string) (message.Metadata, error) {
-	m := make(message.Metadata)
+func unpackMetadata(m message.Metadata, s string) error {
 	for pair := range strings.SplitSeq(s, "&") {
 		k, v, ok := strings.Cut(pair, "=")
 		if !ok {
-			return nil, errors.New(ExtMetadata + ": malformed")
+			return errors.New(ExtMetadata + ": malformed")
 		}
 		k, err1 := url.QueryUnescape(k)
 		v, err2 := url.QueryUnescape(v)
-		if err := errors.Join(err1, err2); err != nil {
-			return nil, fmt.Errorf(ExtMetadata+": %w", err)
+		if err1 != nil || err2 != nil {
+			return fmt.Errorf(ExtMetadata+": %w", errors.Join(err1, err2))
 		}
 		if _, twice := m[k]; twice {
-			return nil, fmt.Errorf(ExtMetadata+": key %.80q twice", k)
+			return fmt.Errorf(ExtMetadata+": key %.80q twice", k)
 		}
 		m[k] = v
 	}
-	return m, nil
+	return nil
 }
 
 // SubscriberConfig configures a Subscriber. Zero values take the documented
@@ -340,7 +339,7 @@ func (s *Subscriber) consume(ctx context.Context, topic string, handle func(*Con
 		ackWait:    s.cfg.AckWait,
 		retryDelay: s.cfg.NackDelay,
 		maxPending: s.cfg.MaxPending,
-		decode:     decodeTopic,
+		decode:     s.b.topicDecoder(),
 		handle:     handle,
 	})
 	if err != nil {
@@ -386,14 +385,18 @@ func (s *Subscriber) Close() error {
 	return errors.Join(errs...)
 }
 
-// decodeTopic reads a message off the topic stream.
-func decodeTopic(m jetstream.Msg) (Event, error) {
-	if len(m.Data()) > MaxDataBytes {
-		return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
+// topicDecoder returns what reads messages off the topic stream, for one
+// goroutine.
+func (b *Bus) topicDecoder() func(jetstream.Msg) (Event, error) {
+	var d decoder
+	return func(m jetstream.Msg) (Event, error) {
+		if len(m.Data()) > MaxDataBytes {
+			return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
+		}
+		ev, err := d.decode(m.Headers(), m.Data())
+		if err != nil {
+			return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		return ev, nil
 	}
-	ev, err := decodeEvent(m.Headers(), m.Data())
-	if err != nil {
-		return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	return ev, nil
 }

@@ -141,7 +141,7 @@ func Load(opts Options, srcs ...Source) (*PolicySet, error) {
 		return nil, err
 	}
 	l.env = env
-	set := &PolicySet{def: opts.Default, limits: l.opts.Limits}
+	set := &PolicySet{def: opts.Default, limits: l.opts.Limits, types: opts.Types}
 	for _, src := range srcs {
 		for _, spec := range l.parse(src) {
 			if p := l.compile(spec); p != nil {

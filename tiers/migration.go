@@ -170,6 +170,11 @@ func (s *Store) moveStep(ctx context.Context, m Migration, step Step) (MoveState
 		StepFlip: mv.flip, StepAnnounce: mv.announce, StepDrop: mv.drop,
 	}
 	rec, err = next[step](ctx, rec)
+	if errors.Is(err, errConflict) { // another migrator completed it meanwhile
+		if now, loadErr := mv.load(ctx); loadErr == nil && now.reached(step) {
+			rec, err = now, nil
+		}
+	}
 	if err == nil {
 		err = s.crash("moved " + string(step))
 	}

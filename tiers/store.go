@@ -33,6 +33,10 @@ type Store struct {
 	moved  atomic.Int64
 	copies arrowio.Copies
 
+	// announced is, by dataset, one past the newest sequence that this store knows
+	// to be in the event stream; it saves publishing it again.
+	announced sync.Map
+
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.
 	fault func(point string) error

@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/nats-io/nats.go"
 
-	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 )
@@ -124,4 +122,3 @@ type Head struct {
 	Epoch       uint64 `json:"epoch"` // grows with each writer
 	Fence       Fence  `json:"fence"`
 }
-

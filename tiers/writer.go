@@ -420,13 +420,14 @@ func (w *Writer) announce(ctx context.Context) error {
 		return fmt.Errorf("committed, but not announced: %w", err)
 	}
 	w.unannounced = nil
+	w.store.announced.Store(w.dataset, w.head.Next)
 	return nil
 }
 
 // announceNewest publishes the newest batch's event as it was approved. The bus
 // drops it if it is there already.
 func (w *Writer) announceNewest(ctx context.Context) error {
-	if w.head.Next == 0 {
+	if done, ok := w.store.announced.Load(w.dataset); w.head.Next == 0 || ok && done.(uint64) >= w.head.Next {
 		return nil
 	}
 	e, _, err := w.store.entry(ctx, w.dataset, w.head.Next-1)
@@ -443,6 +444,9 @@ func (w *Writer) announceNewest(ctx context.Context) error {
 		// stands, and the writer is not to blame.
 		w.store.log.WarnContext(ctx, "the newest batch could not be announced again", "batch", e.Ref.ID(), "error", err)
 		return nil
+	}
+	if err == nil {
+		w.store.announced.Store(w.dataset, w.head.Next)
 	}
 	return err
 }

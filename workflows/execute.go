@@ -39,12 +39,12 @@ type StageCall struct {
 	TaskQueue       string           // default: the workflow's own
 }
 
-// StageFuture is a stage's result to come. As a workflow.Future it goes into
-// selectors.
-type StageFuture struct{ workflow.Future }
+// StageFuture is a stage's result to come. Its Future goes into selectors, which
+// take no others than Temporal's own.
+type StageFuture struct{ Future workflow.Future }
 
-// Result blocks until the stage has ended.
-func (f StageFuture) Result(ctx workflow.Context) (stages.Result, error) {
+// Get blocks until the stage has ended.
+func (f StageFuture) Get(ctx workflow.Context) (stages.Result, error) {
 	var r stages.Result
 	err := f.Future.Get(ctx, &r)
 	return r, err

@@ -248,7 +248,7 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 			continue
 		}
 		any = true
-		sel.AddFuture(s.future, func(workflow.Future) { in.finish(ctx, s) })
+		sel.AddFuture(s.future.Future, func(workflow.Future) { in.finish(ctx, s) })
 	}
 	if !any {
 		return false
@@ -262,7 +262,7 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 }
 
 func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
-	s.result, s.err = s.future.Result(ctx)
+	s.result, s.err = s.future.Get(ctx)
 	s.ended = workflow.Now(ctx)
 	switch {
 	case s.err == nil:

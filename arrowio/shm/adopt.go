@@ -38,6 +38,9 @@ func Adopt(fd int, size, length int64) (*Arena, Handle, error) {
 	return a, h, nil
 }
 
+// Adopted reports whether the arena came from Adopt.
+func (a *Arena) Adopted() bool { return a.oneShot }
+
 // Segment is a memfd being filled by this process for another to Adopt. Not safe
 // for concurrent use.
 type Segment struct {

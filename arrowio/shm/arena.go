@@ -86,8 +86,11 @@ type Stats struct {
 	Leases    int   `json:"leases"`
 	Waiting   int   `json:"waiting"` // loans that wait for memory
 	// Totals since the arena was made.
-	Published, Leased, Released, Reclaimed uint64
-	LeasedBytes                            uint64
+	Published   uint64 `json:"published"`
+	Leased      uint64 `json:"leased"`
+	Released    uint64 `json:"released"`
+	Reclaimed   uint64 `json:"reclaimed"`    // by ReclaimOwner
+	LeasedBytes uint64 `json:"leased_bytes"` // frames, so bodies and metadata
 }
 
 func (s *Stats) add(o Stats) {

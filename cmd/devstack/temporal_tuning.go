@@ -20,7 +20,16 @@ func quietSettings() map[string]any {
 }
 
 func dynamicSettings() map[string]any {
-	return map[string]any{}
+	return map[string]any{
+		"history.transferProcessorMaxPollRPS":   10000,
+		"history.timerProcessorMaxPollRPS":      10000,
+		"history.visibilityProcessorMaxPollRPS": 100,
+		"history.outboundProcessorMaxPollRPS":   10000,
+		"history.longPollExpirationInterval":    time.Second,
+		"matching.numTaskqueueReadPartitions":   1,
+		"matching.numTaskqueueWritePartitions":  1,
+		"history.hostLevelCacheMaxSize":         2048,
+	}
 }
 
 func sqlitePragmas(tuning Tuning) map[string]string {
