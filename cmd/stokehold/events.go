@@ -27,7 +27,7 @@ reported on standard error.`,
 	}
 	follow := cmd.Flags().BoolP("follow", "f", false, "wait for more")
 	types := cmd.Flags().StringSlice("type", nil, "only events of this `type`; repeatable")
-	since := cmd.Flags().String("since", "", "only events stored since this `time`: a duration (10m) or RFC 3339")
+	since := cmd.Flags().String("since", "", "only events whose own time is not before this `time`: a duration (10m) or RFC 3339")
 	asLines := cmd.Flags().Bool("json", false, "one CloudEvent in JSON per line")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		from, err := parseSince(*since, a.env.Now())

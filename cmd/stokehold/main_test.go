@@ -27,7 +27,13 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"stokehold": main,
-		"played":    func() { os.Exit(run(os.Args[1:], process(), playedPlatform())) },
+		"played": func() {
+			env := process()
+			if os.Getenv("PLAYED_NOW") != "" {
+				env.Now = func() time.Time { return playedAt.Add(90 * time.Second) }
+			}
+			os.Exit(run(os.Args[1:], env, playedPlatform()))
+		},
 	})
 }
 
