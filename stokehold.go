@@ -57,9 +57,14 @@ type App struct {
 type Option func(*options)
 
 type options struct {
-	types    []events.Type
-	policies []fs.FS
+	types     []events.Type
+	policies  []fs.FS
+	observing bool
 }
+
+// Observing connects without a data plane: Store and Hot stay nil, no shared
+// memory is reserved, and Work fails. For programs that only look.
+func Observing() Option { return func(o *options) { o.observing = true } }
 
 // WithEventTypes registers event types of the user's own.
 func WithEventTypes(types ...events.Type) Option {
@@ -185,26 +190,25 @@ func (a *App) keys() (*governance.KeyRing, error) {
 	return governance.OpenKeyFile(filepath.Join(a.cfg.StateDir, "stamp.key"))
 }
 
-func (a *App) openData(ctx context.Context, _ options) error {
+func (a *App) openData(ctx context.Context, o options) error {
+	cold, err := a.openCold(ctx)
+	if err != nil {
+		return err
+	}
+	a.Models, err = models.Open(ctx, models.Config{
+		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
+	})
+	if err != nil || o.observing {
+		return err
+	}
 	a.Hot = &shm.Host{}
+	a.onClose(func(context.Context) error { return a.Hot.Close() })
 	arena, err := shm.New(shm.Config{Bytes: a.cfg.HotBytes})
 	if err != nil {
 		return fmt.Errorf("reserve %d bytes of shared memory for the hot tier: %w: make HotBytes smaller", a.cfg.HotBytes, err)
 	}
 	if err := a.Hot.Add(arena); err != nil {
 		return err
-	}
-	a.onClose(func(context.Context) error { return a.Hot.Close() })
-
-	var cold tiers.ObjectStore
-	if a.cfg.S3.Endpoint != "" {
-		cold, err = s3.Open(ctx, s3.Config{
-			Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
-			AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
-		})
-		if err != nil {
-			return err
-		}
 	}
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
@@ -214,10 +218,18 @@ func (a *App) openData(ctx context.Context, _ options) error {
 		return err
 	}
 	a.onClose(a.Store.Close)
-	a.Models, err = models.Open(ctx, models.Config{
-		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
+	return nil
+}
+
+// openCold connects to the object store, if there is one.
+func (a *App) openCold(ctx context.Context) (tiers.ObjectStore, error) {
+	if a.cfg.S3.Endpoint == "" {
+		return nil, nil
+	}
+	return s3.Open(ctx, s3.Config{
+		Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
+		AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
 	})
-	return err
 }
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {
@@ -246,6 +258,9 @@ type WorkConfig struct {
 // triggers and migrations. The worker stops with the App, or earlier by its own
 // Stop.
 func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, error) {
+	if a.Store == nil {
+		return nil, errors.New("stokehold: this App only observes: connect without Observing to host pipelines")
+	}
 	children, err := a.startChildren(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -294,4 +309,11 @@ func (a *App) startChildren(ctx context.Context, cfg WorkConfig) (*worker.Host, 
 // Start starts a run of a pipeline that some worker hosts.
 func (a *App) Start(ctx context.Context, d *workflows.Definition, in workflows.RunInput) (*workflows.Run, error) {
 	return workflows.Start(ctx, a.Temporal, d, in, workflows.StartOptions{TaskQueue: a.cfg.Temporal.TaskQueue})
+}
+
+// Migrate starts giving the batches of a range a verified copy in the cold tier,
+// or joins the migration that does, and returns its id for
+// workflows.MigrationOutcome.
+func (a *App) Migrate(ctx context.Context, m workflows.Migration) (string, error) {
+	return workflows.StartMigration(ctx, a.Temporal, m, workflows.StartOptions{TaskQueue: a.cfg.Temporal.TaskQueue})
 }

@@ -131,7 +131,7 @@ func (p *played) addHistory() {
 		{Rows: 11890, Frozen: report.Score{LogLoss: 0.4873, AUC: 0.6612}, Loop: report.Score{LogLoss: 0.4771, AUC: 0.6702}, Drift: true, Retrained: true, Reason: "not better than the champion"},
 	} {
 		w.Week = 7 + i
-		p.add(report.TypeWeekClosed, fmt.Sprint("w", w.Week), w)
+		p.add(report.TypeWeekSettled, fmt.Sprint("w", w.Week), w)
 	}
 }
 
