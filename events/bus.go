@@ -2,10 +2,15 @@ package events
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Config configures a Bus. Zero values take the documented defaults.
@@ -18,94 +23,220 @@ type Config struct {
 	MaxAge   time.Duration // retention of the event stream; default 7 days
 	MaxBytes int64         // of the event stream; default 1 GiB
 	Dedupe   time.Duration // JetStream duplicate window; default 10 minutes
-	Logger   *slog.Logger
+	Logger   *slog.Logger  // default slog.Default()
+}
+
+// withDefaults returns the complete configuration, or all its faults at once.
+func (c Config) withDefaults() (Config, error) {
+	var faults []error
+	if c.Conn == nil {
+		faults = append(faults, errors.New("Conn: missing"))
+	}
+	if c.Types == nil {
+		r, err := NewRegistry()
+		if err != nil {
+			faults = append(faults, err)
+		}
+		c.Types = r
+	}
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if err := checkPrefix(c.Prefix); err != nil {
+		faults = append(faults, err)
+	}
+	if c.Replicas == 0 {
+		c.Replicas = 1
+	}
+	if c.Replicas < 1 || c.Replicas > 5 {
+		faults = append(faults, fmt.Errorf("Replicas: %d, must be 1 to 5", c.Replicas))
+	}
+	if c.MaxAge == 0 {
+		c.MaxAge = 7 * 24 * time.Hour
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = 1 << 30
+	}
+	if c.Dedupe == 0 {
+		c.Dedupe = min(10*time.Minute, c.MaxAge)
+	}
+	if c.MaxAge < 0 || c.MaxBytes < 0 || c.Dedupe < 0 {
+		faults = append(faults, errors.New("MaxAge, MaxBytes and Dedupe must be positive"))
+	} else if c.Dedupe > c.MaxAge {
+		faults = append(faults, fmt.Errorf("Dedupe: %s is longer than MaxAge %s", c.Dedupe, c.MaxAge))
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if len(faults) > 0 {
+		return c, &Error{Op: "open", Err: fmt.Errorf("%w: %w", ErrConfig, errors.Join(faults...))}
+	}
+	return c, nil
 }
 
 // Bus publishes and consumes judged CloudEvents over JetStream. Safe for
 // concurrent use.
-type Bus struct{}
+type Bus struct {
+	cfg       Config
+	names     names
+	nc        *nats.Conn
+	js        jetstream.JetStream
+	sender    *sender
+	approvals approvals
+	stats     counters
+
+	mu        sync.Mutex
+	closed    bool
+	closing   chan struct{} // closed when Close begins
+	active    sync.WaitGroup
+	consumers map[*Consumer]struct{}
+	topics    bool // the stream of Watermill topics exists
+	mover     *mover
+}
+
+type counters struct {
+	published, received, judged, denied, deadLettered atomic.Uint64
+}
 
 // Open checks the configuration, creates or updates the streams and returns
 // the bus. It proves that the server persists by waiting for a publish
-// acknowledgement.
-func Open(ctx context.Context, cfg Config) (*Bus, error) { panic("contract") }
+// acknowledgement. From then until Close it also moves events that any consumer
+// gave up on to the dead-letter stream.
+func Open(ctx context.Context, cfg Config) (*Bus, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(cfg.Conn)
+	if err != nil {
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+	}
+	b := &Bus{
+		cfg:       cfg,
+		names:     names{cfg.Prefix},
+		nc:        cfg.Conn,
+		js:        js,
+		closing:   make(chan struct{}),
+		consumers: make(map[*Consumer]struct{}),
+	}
+	for _, s := range cfg.streams() {
+		if err := ensureStream(ctx, js, s); err != nil {
+			return nil, err
+		}
+	}
+	if b.sender, err = newSender(cfg.Conn); err != nil {
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+	}
+	if err := b.Probe(ctx); err != nil {
+		b.sender.close()
+		return nil, err
+	}
+	if b.mover, err = startMover(ctx, b); err != nil {
+		b.sender.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// Probe publishes to a small stream of its own and waits until the server has
+// persisted that. A server whose disk was full answers nothing, and says that it
+// is well, until it is restarted: only a write shows it.
+func (b *Bus) Probe(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	call := b.sender.begin(1)
+	b.sender.send(ctx, call, &nats.Msg{Subject: b.names.probe(), Data: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
+	if err := b.sender.wait(ctx, call)[0]; err != nil {
+		return &Error{Op: "probe", Hint: "check the server's disk, then restart the server", Err: err}
+	}
+	return nil
+}
 
 // Close drains: it stops all subscriptions, waits for running handlers until
 // ctx ends, and flushes acknowledgements. Repeatable.
-func (b *Bus) Close(ctx context.Context) error { panic("contract") }
+func (b *Bus) Close(ctx context.Context) error {
+	b.mu.Lock()
+	if !b.closed {
+		b.closed = true
+		close(b.closing)
+	}
+	running := make([]*Consumer, 0, len(b.consumers))
+	for c := range b.consumers {
+		running = append(running, c)
+	}
+	b.mu.Unlock()
 
-// Approve validates and judges the events without publishing them, and stamps
-// them in place, so that an effect that must precede publication (a catalog
-// commit) happens only after an allow. Publish does not judge a stamped event
-// again. The error joins one *Error per refused event.
-func (b *Bus) Approve(ctx context.Context, evs ...*Event) error { panic("contract") }
+	errs := make([]error, len(running))
+	var stops sync.WaitGroup
+	for i, c := range running {
+		stops.Go(func() { errs[i] = c.Stop(ctx) })
+	}
+	stops.Wait()
+	errs = append(errs, b.mover.stop(ctx))
 
-// Publish validates, judges and publishes the events in order, and returns when
-// all that were permitted are persisted (publish acknowledgements received).
-// The error joins one *Error per event that is not in the stream; the others
-// are. Publishing an id again is a success and stores nothing.
-func (b *Bus) Publish(ctx context.Context, evs ...Event) error { panic("contract") }
-
-// Subscription says which events a consumer wants and how.
-type Subscription struct {
-	// Durable names a consumer whose position survives restarts and is shared by
-	// all subscribers of that name. Empty: ephemeral, ordered, from Start.
-	Durable string
-	Types   []string // event types; empty: all
-	Subject string   // CloudEvents subject (token-encoded); empty: all
-	// Start is the stream sequence an ephemeral subscription begins at;
-	// 0: the beginning, and FromNow: only new events.
-	Start      uint64
-	MaxDeliver int           // then dead-lettered; default 5
-	AckWait    time.Duration // default 30 s, extended while the handler runs
-	RetryDelay time.Duration // base of the backoff after a failed handler; default 1 s
-	MaxBatch   int           // for SubscribeBatch; default 100
-	MaxWait    time.Duration // how long a batch waits for its first-come events to be joined by others; default 0
-	MaxPending int           // unacknowledged events at once; default 1,000
+	idle := make(chan struct{})
+	go func() {
+		b.active.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		b.sender.close()
+	case <-ctx.Done():
+		errs = append(errs, &Error{Op: "close", Err: fmt.Errorf("publishes still running: %w", context.Cause(ctx))})
+	}
+	errs = append(errs, b.flush(ctx))
+	return errors.Join(errs...)
 }
 
-// FromNow starts an ephemeral subscription after the newest event.
-const FromNow = ^uint64(0)
-
-// Delivery is one received event with its place in the stream.
-type Delivery struct {
-	Event
-	Sequence   uint64 // stream sequence
-	Deliveries int    // 1 on the first
+// flush returns when the server has all that was written to the connection.
+func (b *Bus) flush(ctx context.Context) error {
+	if !b.nc.IsConnected() {
+		return nil // unacknowledged messages are delivered again
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	if err := b.nc.FlushWithContext(ctx); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		return &Error{Op: "close", Err: fmt.Errorf("flush acknowledgements: %w", err)}
+	}
+	return nil
 }
 
-// Handler handles one event. nil acknowledges; an error negatively
-// acknowledges with delay; an error wrapped by Terminate dead-letters at once.
-type Handler func(ctx context.Context, d Delivery) error
-
-// BatchHandler handles up to Subscription.MaxBatch events at once, in stream
-// order; its result applies to all of them.
-type BatchHandler func(ctx context.Context, ds []Delivery) error
-
-// Terminate marks err as not worth a retry: the event is dead-lettered.
-func Terminate(err error) error { panic("contract") }
-
-// Subscribe judges and hands each matching event to h, one after another, until
-// ctx ends, the returned Consumer is stopped, or the bus closes.
-func (b *Bus) Subscribe(ctx context.Context, s Subscription, h Handler) (*Consumer, error) {
-	panic("contract")
+// enter counts an operation in, so that Close waits for it.
+func (b *Bus) enter(op string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return &Error{Op: op, Err: ErrClosed}
+	}
+	b.active.Add(1)
+	return nil
 }
 
-// SubscribeBatch is Subscribe for handlers that take many events at once.
-func (b *Bus) SubscribeBatch(ctx context.Context, s Subscription, h BatchHandler) (*Consumer, error) {
-	panic("contract")
-}
-
-// Consumer is a running subscription.
-type Consumer struct{}
-
-// Stop stops delivery and waits for the running handler until ctx ends.
-func (c *Consumer) Stop(ctx context.Context) error { panic("contract") }
+func (b *Bus) leave() { b.active.Done() }
 
 // Stats counts what passed this process's bus.
 type Stats struct {
-	Published, Received, Judged, Denied, DeadLettered uint64
+	Published    uint64 // acknowledged by the stream
+	Received     uint64 // messages taken from the stream
+	Judged       uint64 // events decided on, on publish and on receive
+	Denied       uint64 // of them refused
+	DeadLettered uint64 // moved to the dead-letter stream by this process
 }
 
 // Stats returns the counters since Open.
-func (b *Bus) Stats() Stats { panic("contract") }
+func (b *Bus) Stats() Stats {
+	return Stats{
+		Published:    b.stats.published.Load(),
+		Received:     b.stats.received.Load(),
+		Judged:       b.stats.judged.Load(),
+		Denied:       b.stats.denied.Load(),
+		DeadLettered: b.stats.deadLettered.Load(),
+	}
+}

@@ -28,8 +28,10 @@ const (
 )
 
 // New builds an event with data marshalled as JSON. id must be the same
-// whenever the same fact is published again: it is the message id that
-// JetStream and every consumer dedupe by.
+// whenever the same fact is published again: CloudEvents identifies an event by
+// source and id together, and that pair is the message id that JetStream and
+// every consumer dedupe by. What is wrong with the arguments (an empty id, a
+// source that is no URI reference) is reported when the event is published.
 func New(typ, source, subject, id string, at time.Time, data any) (Event, error) {
 	e := event.New(event.CloudEventsVersionV1)
 	e.SetID(id)
@@ -63,19 +65,51 @@ var (
 	ErrDenied = errors.New("event denied")
 	// ErrClosed: the bus is closed or draining.
 	ErrClosed = errors.New("bus closed")
+	// ErrUnavailable: nothing was decided or nothing was acknowledged. The event
+	// may nevertheless be in the stream; publishing it again is safe.
+	ErrUnavailable = errors.New("bus unavailable")
+	// ErrConfig: the configuration of the bus or of a subscription is faulty.
+	ErrConfig = errors.New("invalid configuration")
 )
+
+// DeniedError carries the verdict behind ErrDenied. Find it with errors.As.
+type DeniedError struct{ Verdict Verdict }
+
+func (e *DeniedError) Error() string {
+	v := e.Verdict
+	s := ErrDenied.Error() + ": " + string(v.Action)
+	if v.Policy != "" {
+		s += " by " + v.Policy
+	}
+	if v.Reason != "" {
+		s += ": " + v.Reason
+	}
+	if v.DecisionID != "" {
+		s += " [decision " + v.DecisionID + "]"
+	}
+	return s
+}
+
+func (e *DeniedError) Unwrap() error { return ErrDenied }
 
 // Error says which event failed, why, and what to do about it.
 type Error struct {
-	Op   string // "publish", "receive", "subscribe"
-	ID   string
-	Type string
+	Op   string // "open", "approve", "publish", "receive", "subscribe", "probe"
+	ID   string // of the event, if one is meant
+	Type string // of the event, if one is meant
 	Hint string // what to do
 	Err  error  // wraps one of the sentinels
 }
 
 func (e *Error) Error() string {
-	s := fmt.Sprintf("events: %s %s %q: %v", e.Op, e.Type, e.ID, e.Err)
+	s := "events: " + e.Op
+	if e.Type != "" {
+		s += " " + e.Type
+	}
+	if e.ID != "" {
+		s += fmt.Sprintf(" %.100q", e.ID)
+	}
+	s += ": " + e.Err.Error()
 	if e.Hint != "" {
 		s += " (" + e.Hint + ")"
 	}

@@ -48,3 +48,20 @@ type Verdict struct {
 type Judge interface {
 	Judge(ctx context.Context, at Point, events []*Event) ([]Verdict, error)
 }
+
+// AllowAll returns a Judge that lets every event pass, decides nothing, logs
+// nothing and stamps nothing.
+//
+// It switches governance OFF. It is there for tests and examples; a process that
+// acts on events must use a real Judge.
+func AllowAll() Judge { return allowAll{} }
+
+type allowAll struct{}
+
+func (allowAll) Judge(_ context.Context, _ Point, events []*Event) ([]Verdict, error) {
+	vs := make([]Verdict, len(events))
+	for i := range vs {
+		vs[i].Action = Allow
+	}
+	return vs, nil
+}

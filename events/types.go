@@ -1,5 +1,12 @@
 package events
 
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
 // Standard event types. Subject on the bus:
 // PREFIX.event.TYPE.SUBJECT, e.g. stokehold.event.batch.published.flights_schedule
 const (
@@ -20,23 +27,114 @@ const (
 	TypeTriggerSuppressed  = "trigger.suppressed"
 )
 
+// maxTypeBytes bounds the name of an event type: it is part of every subject.
+const maxTypeBytes = 128
+
 // Type describes one event type.
 type Type struct {
 	Name        string // lower-case words joined by dots
 	Description string
-	Data        any // zero value of the Go type that the data must decode into, strictly; nil: any JSON object
+	Subject     string // what the CloudEvents subject names, for documentation
+	Publisher   string // who publishes it, for documentation
+	Data        any    // zero value of the Go type that the data must decode into, strictly; nil: any JSON object
+}
+
+// standardTypes is a function, not a variable, so that no test can change it for
+// another.
+func standardTypes() []Type {
+	const dataset, model, run, trigger = "dataset", "model", "run", "trigger"
+	return []Type{
+		{TypeRunStarted, "A run began", run, "workflows", RunStarted{}},
+		{TypeRunCompleted, "A run ended with success", run, "workflows", RunCompleted{}},
+		{TypeRunFailed, "A run gave up", run, "workflows", RunFailed{}},
+		{TypeStageStarted, "An attempt at a stage began", run, "stages", StageStarted{}},
+		{TypeStageCompleted, "A stage finished its work", run, "stages", StageCompleted{}},
+		{TypeBatchPublished, "A batch is committed and may be read", dataset, "tiers", BatchPublished{}},
+		{TypeDatasetSealed, "No more batches will come", dataset, "tiers", DatasetSealed{}},
+		{TypeDriftDetected, "A detector crossed its threshold", model, "stages/drift", DriftDetected{}},
+		{TypeModelRegistered, "A model version was stored", model, "models", ModelRegistered{}},
+		{TypePromotionRequested, "A challenger asks to become champion; judging it is the gate", model, "stages/deploy", PromotionRequested{}},
+		{TypeModelPromoted, "An alias points to a new version", model, "models", ModelPromoted{}},
+		{TypeModelRefused, "A challenger was refused and kept", model, "stages/deploy", ModelRefused{}},
+		{TypeTierMoved, "A verified copy of a batch moved between tiers", dataset, "tiers", TierMoved{}},
+		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},
+		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},
+	}
 }
 
 // Registry is the set of event types a bus lets through. A value, built once;
 // read-only afterwards.
-type Registry struct{}
+type Registry struct {
+	types  map[string]registered
+	sorted []Type
+}
+
+type registered struct {
+	Type
+	data *shape // nil: any JSON object
+}
 
 // NewRegistry returns a new registry holding the types above plus extra.
 // Faults in extra (duplicate, malformed name) are all in one error.
-func NewRegistry(extra ...Type) (*Registry, error) { panic("contract") }
+func NewRegistry(extra ...Type) (*Registry, error) {
+	r := &Registry{types: make(map[string]registered)}
+	var faults []error
+	for _, t := range append(standardTypes(), extra...) {
+		if err := checkTypeName(t.Name); err != nil {
+			faults = append(faults, fmt.Errorf("event type %q: %w", t.Name, err))
+			continue
+		}
+		if _, ok := r.types[t.Name]; ok {
+			faults = append(faults, fmt.Errorf("event type %q: declared twice", t.Name))
+			continue
+		}
+		reg := registered{Type: t}
+		if t.Data != nil {
+			s, err := shapeOf(t.Data)
+			if err != nil {
+				faults = append(faults, fmt.Errorf("event type %q: data: %w", t.Name, err))
+				continue
+			}
+			reg.data = s
+		}
+		r.types[t.Name] = reg
+		r.sorted = append(r.sorted, t)
+	}
+	if len(faults) > 0 {
+		return nil, fmt.Errorf("events: registry: %w", errors.Join(faults...))
+	}
+	slices.SortFunc(r.sorted, func(a, b Type) int { return strings.Compare(a.Name, b.Name) })
+	return r, nil
+}
 
 // Lookup returns the type of that name.
-func (r *Registry) Lookup(name string) (Type, bool) { panic("contract") }
+func (r *Registry) Lookup(name string) (Type, bool) {
+	t, ok := r.types[name]
+	return t.Type, ok
+}
 
 // All returns the types sorted by name.
-func (r *Registry) All() []Type { panic("contract") }
+func (r *Registry) All() []Type { return slices.Clone(r.sorted) }
+
+// checkTypeName accepts lower-case words joined by dots. A word may hold digits,
+// hyphens and underscores after its first letter.
+func checkTypeName(name string) error {
+	if name == "" {
+		return errors.New("name is empty")
+	}
+	if len(name) > maxTypeBytes {
+		return fmt.Errorf("name is longer than %d bytes", maxTypeBytes)
+	}
+	for word := range strings.SplitSeq(name, ".") {
+		if word == "" || word[0] < 'a' || word[0] > 'z' {
+			return errors.New("name must be lower-case words joined by dots")
+		}
+		for i := range len(word) {
+			c := word[i]
+			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+				return fmt.Errorf("name must be lower-case words joined by dots, found %q", c)
+			}
+		}
+	}
+	return nil
+}

@@ -68,7 +68,7 @@ func TestRoundTripByReference(t *testing.T) {
 		t.Errorf("arena %+v", st)
 	}
 	// What was kept outlives the job, and can be leased to the child again.
-	job := worker.Job{Stage: "where", Inputs: []worker.Input{{Name: "in", Batches: func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	job := worker.Job{Stage: "where", Inputs: []worker.Input{{Name: "in", Batches: func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for _, out := range kept {
 				l, err := hot.Open(out.Handle.String(), "again")
@@ -115,7 +115,7 @@ func TestChildReadsTheArenaItself(t *testing.T) {
 }
 
 func TestBatchesFromTheHeapAreCountedAsWritten(t *testing.T) {
-	heap := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	heap := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			rec := numbers(1, 2)
 			defer rec.Release()
@@ -287,7 +287,7 @@ func TestStageErrors(t *testing.T) {
 	if !errors.Is(err, refuse) {
 		t.Error(err)
 	}
-	broken := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	broken := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) { yield(worker.InputBatch{}, refuse) }
 	}
 	err = h.Do(t.Context(), worker.Job{Stage: "double", Inputs: []worker.Input{{Name: "in", Batches: broken}}})
@@ -433,7 +433,7 @@ func Example() {
 	defer h.Close(ctx)
 	err = h.Do(ctx, worker.Job{
 		Stage: "double",
-		Inputs: []worker.Input{{Name: "in", Batches: func(context.Context) iter.Seq2[worker.InputBatch, error] {
+		Inputs: []worker.Input{{Name: "in", Batches: func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 			return func(yield func(worker.InputBatch, error) bool) {
 				batch := numbers(1, 2, 3)
 				defer batch.Release()
@@ -466,7 +466,7 @@ func BenchmarkJob(b *testing.B) {
 			b.SetBytes(int64(rows * 8))
 			b.ReportAllocs()
 			n := b.N
-			feed := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+			feed := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 				return func(yield func(worker.InputBatch, error) bool) {
 					for i := range n {
 						l, err := a.Lease(handle, "bench")

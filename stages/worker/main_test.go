@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 var stages = map[string]worker.Func{
 	// double writes each batch with its numbers doubled.
 	"double": func(ctx context.Context, task *worker.ChildTask) error {
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -61,7 +62,7 @@ var stages = map[string]worker.Func{
 	},
 	// where says in which mapping of this process each batch's values lie.
 	"where": func(ctx context.Context, task *worker.ChildTask) error {
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -85,9 +86,9 @@ var stages = map[string]worker.Func{
 	},
 	// join adds two inputs.
 	"join": func(ctx context.Context, task *worker.ChildTask) error {
-		next, stop := iter.Pull2(task.Batches(ctx, "right"))
+		next, stop := iter.Pull2(task.Batches(ctx, "right", 0, math.MaxUint64))
 		defer stop()
-		for l, err := range task.Batches(ctx, "left") {
+		for l, err := range task.Batches(ctx, "left", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -106,7 +107,7 @@ var stages = map[string]worker.Func{
 	// hoard keeps what it gets and says how much that is.
 	"hoard": func(ctx context.Context, task *worker.ChildTask) error {
 		n := 0
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -120,7 +121,7 @@ var stages = map[string]worker.Func{
 	},
 	// hang takes a batch, says so, and stops listening.
 	"hang": func(ctx context.Context, task *worker.ChildTask) error {
-		for range task.Batches(ctx, "in") {
+		for range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err := task.Progress(worker.Progress{Done: int64(os.Getpid())}); err != nil {
 				return err
 			}
@@ -162,7 +163,7 @@ var stages = map[string]worker.Func{
 	},
 	// drain leases every batch and reads none of it.
 	"drain": func(ctx context.Context, task *worker.ChildTask) error {
-		for _, err := range task.Batches(ctx, "in") {
+		for _, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -230,8 +231,8 @@ func newArena(tb testing.TB, bytes int64) *shm.Arena {
 }
 
 // leased feeds n small batches through the arena, sequence i holding i.
-func leased(a *shm.Arena, n int) func(context.Context) iter.Seq2[worker.InputBatch, error] {
-	return func(ctx context.Context) iter.Seq2[worker.InputBatch, error] {
+func leased(a *shm.Arena, n int) func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
+	return func(ctx context.Context, _, _ uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for i := range n {
 				rec := numbers(float64(i), float64(i)+0.5)

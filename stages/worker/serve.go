@@ -243,8 +243,13 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 	if err == nil {
 		err = s.conn.send(kindDone, t.job, note.encode())
 	} else {
+		var p interface{ Permanent() bool }
+		permanent := errors.As(err, &p) && p.Permanent()
 		var b []byte
-		if b, err = json.Marshal(failedNote{Message: clipped(err.Error(), maxText), Unknown: unknown, Written: note.written, Copied: note.copied}); err == nil {
+		b, err = json.Marshal(failedNote{
+			Message: clipped(err.Error(), maxText), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied,
+		})
+		if err == nil {
 			err = s.conn.send(kindFailed, t.job, b)
 		}
 	}

@@ -1,0 +1,158 @@
+package events
+
+// The data of the standard event types. All travel as JSON objects with the
+// field names in the tags. Times are in the event's time attribute; durations
+// are in seconds; sizes are in bytes.
+
+// RunStarted is the data of TypeRunStarted.
+type RunStarted struct {
+	Pipeline string `json:"pipeline"`
+	Run      string `json:"run"`
+	Trigger  string `json:"trigger,omitempty"` // what started it; empty: a person
+	Cause    string `json:"cause,omitempty"`   // id of the event that led to it
+}
+
+// RunCompleted is the data of TypeRunCompleted.
+type RunCompleted struct {
+	Pipeline string  `json:"pipeline"`
+	Run      string  `json:"run"`
+	Seconds  float64 `json:"seconds"`
+}
+
+// RunFailed is the data of TypeRunFailed.
+type RunFailed struct {
+	Pipeline string `json:"pipeline"`
+	Run      string `json:"run"`
+	Stage    string `json:"stage,omitempty"` // empty: failed outside any stage
+	Reason   string `json:"reason"`
+}
+
+// StageStarted is the data of TypeStageStarted.
+type StageStarted struct {
+	Pipeline string `json:"pipeline"`
+	Run      string `json:"run"`
+	Stage    string `json:"stage"`
+	Attempt  int    `json:"attempt"` // 1 on the first
+}
+
+// StageCompleted is the data of TypeStageCompleted.
+type StageCompleted struct {
+	Pipeline    string             `json:"pipeline"`
+	Run         string             `json:"run"`
+	Stage       string             `json:"stage"`
+	Attempt     int                `json:"attempt"`
+	Batches     int64              `json:"batches"` // published by the stage
+	Rows        int64              `json:"rows"`
+	Leased      int64              `json:"leased"`       // batches read in place
+	BodyBytes   int64              `json:"body_bytes"`   // of all batches passed
+	CopiedBytes int64              `json:"copied_bytes"` // of them copied between processes
+	Seconds     float64            `json:"seconds"`
+	Metrics     map[string]float64 `json:"metrics,omitempty"`
+}
+
+// BatchPublished is the data of TypeBatchPublished.
+type BatchPublished struct {
+	Dataset     string `json:"dataset"`
+	Sequence    int64  `json:"sequence"` // place in the dataset, from 0
+	Rows        int64  `json:"rows"`
+	BodyBytes   int64  `json:"body_bytes"`
+	Fingerprint string `json:"fingerprint"` // of the schema
+	SHA256      string `json:"sha256,omitempty"`
+	Tier        string `json:"tier"`
+	URI         string `json:"uri"`
+}
+
+// DatasetSealed is the data of TypeDatasetSealed.
+type DatasetSealed struct {
+	Dataset string `json:"dataset"`
+	Batches int64  `json:"batches"`
+	Rows    int64  `json:"rows"`
+}
+
+// DriftDetected is the data of TypeDriftDetected.
+type DriftDetected struct {
+	Pipeline  string             `json:"pipeline"`
+	Model     string             `json:"model"`
+	Version   string             `json:"version"`
+	Detector  string             `json:"detector"`
+	Statistic float64            `json:"statistic"`
+	Threshold float64            `json:"threshold"`
+	Window    string             `json:"window"` // what was compared, e.g. "week 7"
+	Rows      int64              `json:"rows"`
+	Metrics   map[string]float64 `json:"metrics,omitempty"`
+	Params    map[string]any     `json:"params,omitempty"` // for the run that this event may start
+}
+
+// ModelRegistered is the data of TypeModelRegistered.
+type ModelRegistered struct {
+	Model   string             `json:"model"`
+	Version string             `json:"version"`
+	Run     string             `json:"run"`
+	Metrics map[string]float64 `json:"metrics,omitempty"`
+}
+
+// PromotionRequested is the data of TypePromotionRequested. Whether the request
+// is allowed on publish is the promotion gate.
+type PromotionRequested struct {
+	Model      string           `json:"model"`
+	Challenger string           `json:"challenger"`         // version that asks
+	Champion   string           `json:"champion,omitempty"` // version in service; empty: none yet
+	Run        string           `json:"run"`
+	Cause      string           `json:"cause,omitempty"`
+	Metrics    PromotionMetrics `json:"metrics"`
+	Rows       int64            `json:"rows"` // that both were measured on
+}
+
+// PromotionMetrics compares both versions on the same rows.
+type PromotionMetrics struct {
+	Challenger map[string]float64 `json:"challenger"`
+	Champion   map[string]float64 `json:"champion,omitempty"`
+}
+
+// ModelPromoted is the data of TypeModelPromoted.
+type ModelPromoted struct {
+	Model    string             `json:"model"`
+	Version  string             `json:"version"`
+	Previous string             `json:"previous,omitempty"` // version that the alias pointed to
+	Alias    string             `json:"alias"`
+	Run      string             `json:"run"`
+	Cause    string             `json:"cause,omitempty"`
+	Metrics  map[string]float64 `json:"metrics,omitempty"`
+}
+
+// ModelRefused is the data of TypeModelRefused.
+type ModelRefused struct {
+	Model    string `json:"model"`
+	Version  string `json:"version"`
+	Champion string `json:"champion,omitempty"`
+	Run      string `json:"run"`
+	Cause    string `json:"cause,omitempty"`
+	Reason   string `json:"reason"`
+	Policy   string `json:"policy,omitempty"` // "policy/rule" that refused
+}
+
+// TierMoved is the data of TypeTierMoved.
+type TierMoved struct {
+	Dataset  string `json:"dataset"`
+	Sequence int64  `json:"sequence"`
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Bytes    int64  `json:"bytes"`
+	SHA256   string `json:"sha256"`
+}
+
+// TriggerFired is the data of TypeTriggerFired.
+type TriggerFired struct {
+	Trigger string   `json:"trigger"`
+	Key     string   `json:"key"`
+	Run     string   `json:"run"`    // run that was started
+	Events  []string `json:"events"` // ids of the events that led to it
+}
+
+// TriggerSuppressed is the data of TypeTriggerSuppressed.
+type TriggerSuppressed struct {
+	Trigger string   `json:"trigger"`
+	Key     string   `json:"key"`
+	Events  []string `json:"events"`
+	Reason  string   `json:"reason"`
+}

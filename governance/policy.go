@@ -1,0 +1,297 @@
+package governance
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/stokehold/stokehold/events"
+)
+
+// TypeSource says what an event type's data look like. *events.Registry is one.
+type TypeSource interface {
+	Lookup(name string) (events.Type, bool)
+}
+
+// Mode says how much of a policy takes effect, for rolling one out.
+type Mode string
+
+const (
+	Enforce  Mode = "enforce" // deny denies, warn warns
+	WarnOnly Mode = "warn"    // deny only warns
+	Audit    Mode = "audit"   // failures are only noted in the decision log
+)
+
+// ruleAction is what a rule that does not hold leads to.
+type ruleAction string
+
+const (
+	actionDeny ruleAction = "deny"
+	actionWarn ruleAction = "warn"
+)
+
+// failure says what an expression that cannot be evaluated leads to.
+type failure string
+
+const (
+	failDeny   failure = "deny"
+	failIgnore failure = "ignore"
+)
+
+// matchSpec selects events. Each non-empty list must have a pattern that
+// matches; `*` stands for any characters, `?` for one.
+type matchSpec struct {
+	Types     []string `json:"types"`
+	Subjects  []string `json:"subjects"`
+	Pipelines []string `json:"pipelines"`
+	Stages    []string `json:"stages"`
+	Points    []string `json:"points"`
+}
+
+// variableSpec is a named expression, evaluated at most once an event and only
+// if a rule reads it.
+type variableSpec struct {
+	Name       string `json:"name"`
+	Expression string `json:"expression"`
+
+	line int
+	at   *source
+}
+
+type ruleSpec struct {
+	Name              string     `json:"name"`
+	Expression        string     `json:"expression"`
+	Message           string     `json:"message"`
+	MessageExpression string     `json:"messageExpression"`
+	Reason            string     `json:"reason"`
+	Action            ruleAction `json:"action"`
+
+	at, messageAt *source
+}
+
+// policySpec is one document with its defaults filled in. Its JSON is what the
+// digest covers, so that comments, layout and file names don't change it.
+type policySpec struct {
+	Name      string         `json:"name"`
+	Match     matchSpec      `json:"match"`
+	Variables []variableSpec `json:"variables"`
+	Rules     []ruleSpec     `json:"rules"`
+	Failure   failure        `json:"failure"`
+	Mode      Mode           `json:"mode"`
+
+	file string
+	line int
+}
+
+// rule is a compiled rule.
+type rule struct {
+	id      string // "policy/rule"
+	name    string
+	check   *program
+	message string
+	dynamic *program // message expression; may be nil
+	reason  string
+	action  ruleAction
+}
+
+// policy is a compiled policy. Immutable.
+type policy struct {
+	name    string
+	spec    policySpec
+	data    *dataType
+	vars    []variable
+	rules   []rule
+	failure failure
+	mode    Mode
+	publish bool
+	receive bool
+	impure  bool // some expression reads now or point
+}
+
+// matches reports whether the event is one of the policy's, its type and point
+// apart.
+func (p *policy) matches(ev *eventVal) bool {
+	m := &p.spec.Match
+	return matchAny(m.Subjects, ev.ctx.GetSubject()) && matchAny(m.Pipelines, ev.ext.pipeline) && matchAny(m.Stages, ev.ext.stage)
+}
+
+// PolicySet is a set of compiled policies. Immutable and safe for concurrent
+// use; an Engine swaps whole sets.
+type PolicySet struct {
+	policies []*policy // by name
+	def      events.Action
+	digest   [sha256.Size]byte
+	ref      policyRef
+	limits   Limits
+
+	types TypeSource // may be nil
+
+	exact  map[string]*plan // of the types that policies name
+	others sync.Map         // of other types seen: string -> *plan
+	nOther atomic.Int64
+}
+
+// maxCachedTypes bounds the plans kept for event types that no policy names
+// literally.
+const maxCachedTypes = 4096
+
+// plan is the policies for one event type.
+type plan struct {
+	// data is the registered type of the event's data; nil if there is none.
+	// Policies that see the data untyped hold them to it all the same, because
+	// their consumers will: encoding/json reads {"Labels": ...} as labels.
+	data    *dataType
+	publish []*policy
+	receive []*policy
+	// fresh is what remains to evaluate on receive when the stamp proves that
+	// this very set permitted these very bytes: policies not evaluated on publish
+	// and those whose outcome depends on the point or the time.
+	fresh []*policy
+}
+
+// Digest returns "sha256:" and the hex SHA-256 of the set's canonical content:
+// the policies sorted by name with defaults filled in, the default action and
+// the version of the expression language.
+func (s *PolicySet) Digest() string { return "sha256:" + hex.EncodeToString(s.digest[:]) }
+
+// ShortDigest returns the first 32 hex digits of the digest, which stamps carry.
+func (s *PolicySet) ShortDigest() string { return s.ref.short }
+
+// Default returns the action for events that no policy of the set matches on
+// publish: events.Allow or events.Deny.
+func (s *PolicySet) Default() events.Action { return s.def }
+
+// Len returns the number of policies and of rules.
+func (s *PolicySet) Len() (policies, rules int) {
+	for _, p := range s.policies {
+		rules += len(p.rules)
+	}
+	return len(s.policies), rules
+}
+
+// Names returns the policies' names, sorted.
+func (s *PolicySet) Names() []string {
+	out := make([]string, len(s.policies))
+	for i, p := range s.policies {
+		out[i] = p.name
+	}
+	return out
+}
+
+// plan returns the policies for an event type.
+func (s *PolicySet) plan(typ string) *plan {
+	if p, ok := s.exact[typ]; ok {
+		return p
+	}
+	if p, ok := s.others.Load(typ); ok {
+		return p.(*plan)
+	}
+	p := s.newPlan(typ)
+	if s.nOther.Load() < maxCachedTypes {
+		if _, loaded := s.others.LoadOrStore(strings.Clone(typ), p); !loaded {
+			s.nOther.Add(1)
+		}
+	}
+	return p
+}
+
+func (s *PolicySet) newPlan(typ string) *plan {
+	pl := &plan{}
+	if s.types != nil {
+		if t, ok := s.types.Lookup(typ); ok && t.Data != nil {
+			if d := newTypeTable().of(reflect.TypeOf(t.Data)); d.kind != kindDyn {
+				pl.data = d
+			}
+		}
+	}
+	for _, p := range s.policies {
+		if !matchAny(p.spec.Match.Types, typ) {
+			continue
+		}
+		if p.publish {
+			pl.publish = append(pl.publish, p)
+		}
+		if p.receive {
+			pl.receive = append(pl.receive, p)
+			if p.impure || !p.publish {
+				pl.fresh = append(pl.fresh, p)
+			}
+		}
+	}
+	return pl
+}
+
+func (s *PolicySet) seal() error {
+	slices.SortFunc(s.policies, func(a, b *policy) int { return strings.Compare(a.name, b.name) })
+	specs := make([]policySpec, len(s.policies))
+	for i, p := range s.policies {
+		specs[i] = p.spec
+	}
+	raw, err := json.Marshal(struct {
+		Environment int           `json:"environment"`
+		Default     events.Action `json:"default"`
+		Limits      Limits        `json:"limits"`
+		Policies    []policySpec  `json:"policies"`
+	}{environmentVersion, s.def, s.limits, specs})
+	if err != nil {
+		return fmt.Errorf("governance: digest the policies: %w", err)
+	}
+	s.digest = sha256.Sum256(raw)
+	s.ref, _ = newPolicyRef(hex.EncodeToString(s.digest[:16])) // well-formed by construction
+	s.exact = map[string]*plan{}
+	for _, p := range s.policies {
+		for _, t := range p.spec.Match.Types {
+			if !isGlob(t) && s.exact[t] == nil {
+				s.exact[t] = s.newPlan(t)
+			}
+		}
+	}
+	return nil
+}
+
+func isGlob(pattern string) bool { return strings.ContainsAny(pattern, "*?") }
+
+// matchAny reports whether a pattern matches s; no patterns match everything.
+func matchAny(patterns []string, s string) bool {
+	if len(patterns) == 0 {
+		return true
+	}
+	for _, p := range patterns {
+		if p == s || isGlob(p) && glob(p, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// glob matches `*` (any bytes, also none) and `?` (one byte) in time
+// proportional to len(pattern)*len(s) at worst, without recursion.
+func glob(pattern, s string) bool {
+	p, i := 0, 0
+	star, mark := -1, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, i
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
+			p++
+			i++
+		case star >= 0:
+			mark++
+			p, i = star+1, mark
+		default:
+			return false
+		}
+	}
+	for p < len(pattern) && pattern[p] == '*' {
+		p++
+	}
+	return p == len(pattern)
+}

@@ -1,0 +1,195 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/tiers"
+)
+
+// maxCheckpointBytes keeps heartbeats far below the orchestrator's limits.
+const maxCheckpointBytes = 32 << 10
+
+// runDriver feeds one attempt of one stage in this process. The stage calls it
+// from one goroutine, except Progress, which any may call.
+type runDriver struct {
+	rt     *Runtime
+	log    *slog.Logger
+	a      Assignment
+	hooks  Hooks
+	writer *tiers.Writer
+
+	mu       sync.Mutex // guards what Progress reads
+	result   Result
+	progress Progress
+}
+
+func newRunDriver(rt *Runtime, a Assignment, h Hooks, log *slog.Logger) *runDriver {
+	return &runDriver{
+		rt: rt, log: log, a: a, hooks: h,
+		result:   Result{Dataset: a.Output, Model: a.Model},
+		progress: Progress{Checkpoint: h.Previous.Checkpoint},
+	}
+}
+
+func (d *runDriver) Inputs() []Binding        { return d.a.Inputs }
+func (d *runDriver) Output() string           { return d.a.Output }
+func (d *runDriver) Models() *models.Registry { return d.rt.Registry }
+func (d *runDriver) Result() *Result          { return &d.result }
+func (d *runDriver) fence() tiers.Fence {
+	return tiers.Fence{Run: d.a.Run, Stage: d.a.Stage, Attempt: d.a.Attempt}
+}
+
+func (d *runDriver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
+	return func(yield func(*tiers.Batch, error) bool) {
+		for b, err := range d.rt.Store.Batches(ctx, dataset, from, to, d.a.ChildProcess) {
+			if err != nil {
+				yield(nil, fmt.Errorf("read %s: %w", dataset, err))
+				return
+			}
+			d.count(func(s *DataStats) { s.BatchesIn++ })
+			if !yield(b, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (d *runDriver) count(f func(*DataStats)) {
+	d.mu.Lock()
+	f(&d.result.Data)
+	d.mu.Unlock()
+}
+
+// open opens the output on the first write, fencing earlier attempts.
+func (d *runDriver) open(ctx context.Context, schema *arrow.Schema) error {
+	if d.writer != nil {
+		return nil
+	}
+	if d.a.Output == "" {
+		return Permanent(errors.New("this kind of stage has no output dataset"))
+	}
+	w, err := d.rt.Store.Writer(ctx, d.a.Output, schema, d.fence())
+	if err != nil {
+		return fmt.Errorf("open output %s: %w", d.a.Output, err)
+	}
+	d.writer = w
+	return nil
+}
+
+func (d *runDriver) Base(ctx context.Context, schema *arrow.Schema) (uint64, error) {
+	if err := d.open(ctx, schema); err != nil {
+		return 0, err
+	}
+	return d.writer.Base(), nil
+}
+
+func (d *runDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	if err := d.open(ctx, batch.Schema()); err != nil {
+		return arrowio.Ref{}, err
+	}
+	ref, err := d.writer.WriteAt(ctx, seq, batch)
+	if err != nil {
+		return arrowio.Ref{}, fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
+	}
+	d.wrote(seq, batch.NumRows())
+	return ref, nil
+}
+
+// wrote counts a batch that is now in the output.
+func (d *runDriver) wrote(seq uint64, rows int64) {
+	d.mu.Lock()
+	r := &d.result
+	if r.Data.BatchesOut == 0 || seq < r.From {
+		r.From = seq
+	}
+	r.To = max(r.To, seq+1)
+	r.Rows += rows
+	r.Data.BatchesOut++
+	d.mu.Unlock()
+	d.report()
+}
+
+func (d *runDriver) Publish(ctx context.Context, e events.Event) error {
+	return d.rt.Bus.Publish(ctx, e)
+}
+
+func (d *runDriver) Checkpoint(_ context.Context, state json.RawMessage) error {
+	if len(state) > maxCheckpointBytes {
+		return Permanent(fmt.Errorf("checkpoint of %d bytes exceeds %d: save large state as a dataset or a model", len(state), maxCheckpointBytes))
+	}
+	d.mu.Lock()
+	d.progress.Checkpoint = state
+	d.mu.Unlock()
+	d.report()
+	return nil
+}
+
+func (d *runDriver) Restore(context.Context) (json.RawMessage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.progress.Checkpoint, nil
+}
+
+func (d *runDriver) Progress(done, total int64, note string) {
+	d.mu.Lock()
+	d.progress.Done, d.progress.Total, d.progress.Note = done, total, note
+	d.mu.Unlock()
+	d.report()
+}
+
+func (d *runDriver) report() {
+	if d.hooks.Report == nil {
+		return
+	}
+	d.mu.Lock()
+	p := d.progress
+	p.Data = d.result.Data
+	d.mu.Unlock()
+	d.hooks.Report(p)
+}
+
+// finish seals the output where the run owns it.
+func (d *runDriver) finish(ctx context.Context) error {
+	if d.writer == nil || !d.a.Seal {
+		return nil
+	}
+	return d.writer.Seal(ctx)
+}
+
+func (d *runDriver) snapshot() Result {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.result
+	r.Metrics, r.Notes = maps.Clone(r.Metrics), maps.Clone(r.Notes)
+	return r
+}
+
+// announce publishes an event about the stage itself. The id names the run and
+// stage but not the attempt, so that a retried stage is announced once.
+func (d *runDriver) announce(ctx context.Context, typ, key string, data any) error {
+	e, err := events.New(typ, "/stokehold/"+d.a.Pipeline+"/"+d.a.Stage, d.a.Pipeline, d.a.Run+"/"+d.a.Stage+"/"+key, time.Now(), data)
+	if err != nil {
+		return err
+	}
+	for k, v := range map[string]string{
+		events.ExtRun: d.a.Run, events.ExtPipeline: d.a.Pipeline, events.ExtStage: d.a.Stage, events.ExtCause: d.a.Cause,
+	} {
+		if v != "" {
+			e.SetExtension(k, v)
+		}
+	}
+	return d.rt.Bus.Publish(ctx, e)
+}

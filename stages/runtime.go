@@ -1,0 +1,114 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages/worker"
+	"github.com/stokehold/stokehold/tiers"
+)
+
+// Assignment is one attempt at one stage of a run. Serialisable and small: it
+// travels through workflow histories.
+type Assignment struct {
+	Pipeline     string          `json:"pipeline"`
+	Run          string          `json:"run"`
+	Stage        string          `json:"stage"`
+	Kind         string          `json:"kind"` // ingest, preprocess, train, finetune, evaluate, deploy, monitor
+	Attempt      int             `json:"attempt"`
+	Cause        string          `json:"cause,omitempty"`
+	Seed         uint64          `json:"seed"`
+	Params       json.RawMessage `json:"params,omitempty"`
+	RunParams    json.RawMessage `json:"run_params,omitempty"`
+	Inputs       []Binding       `json:"inputs,omitempty"`
+	Output       string          `json:"output,omitempty"` // dataset the stage writes
+	Seal         bool            `json:"seal,omitempty"`   // seal Output when the stage completes
+	Model        string          `json:"model,omitempty"`  // model the stage makes versions of
+	ChildProcess bool            `json:"child_process,omitempty"`
+}
+
+// Progress is what a stage last reported. It is the heartbeat's detail, so it
+// also carries the checkpoint from which a retry continues.
+type Progress struct {
+	Done       int64           `json:"done"`
+	Total      int64           `json:"total,omitempty"` // 0: unknown
+	Note       string          `json:"note,omitempty"`
+	Data       DataStats       `json:"data"`
+	Checkpoint json.RawMessage `json:"checkpoint,omitempty"`
+}
+
+// Hooks connect an attempt to whatever runs it.
+type Hooks struct {
+	Report   func(Progress) // called on every change, from any goroutine; must be cheap
+	Previous Progress       // what the attempt before this one last reported
+}
+
+// Runtime feeds stages: it opens inputs, fences outputs, counts, and publishes
+// stage.started and stage.completed. Safe for concurrent use.
+type Runtime struct {
+	Store    *tiers.Store
+	Registry *models.Registry
+	Bus      *events.Bus
+	Children *worker.Host // nil: stages marked ChildProcess fail
+	Log      *slog.Logger
+}
+
+// Execute runs one attempt of s to its end and returns what it left behind. A
+// panic in s is a permanent error with its stack: it would panic again.
+func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (res Result, err error) {
+	log := r.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	log = log.With("pipeline", a.Pipeline, "run", a.Run, "stage", a.Stage, "attempt", a.Attempt)
+	d := newRunDriver(r, a, h, log)
+
+	begun := time.Now()
+	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+	}); err != nil {
+		return Result{}, err
+	}
+	if err := r.run(ctx, s, a, d); err != nil {
+		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
+	}
+	if err := d.finish(ctx); err != nil {
+		return Result{}, fmt.Errorf("stage %s of %s: finish output %s: %w", a.Stage, a.Pipeline, a.Output, err)
+	}
+	res = d.snapshot()
+	if err := d.announce(ctx, events.TypeStageCompleted, "completed", events.StageCompleted{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+		Batches: res.Data.BatchesOut, Rows: res.Rows, Leased: res.Data.Leased,
+		BodyBytes: res.Data.BodyBytes, CopiedBytes: res.Data.CopiedBytes,
+		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics,
+	}); err != nil {
+		return Result{}, err
+	}
+	return res, nil
+}
+
+func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) (err error) {
+	if a.ChildProcess {
+		return d.runInChild(ctx, r.Children)
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = Permanent(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	return s.Run(ctx, a.task(d.log, d))
+}
+
+// task makes the Task of an assignment over a driver.
+func (a Assignment) task(log *slog.Logger, d Driver) *Task {
+	return NewTask(Task{
+		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
+		Cause: a.Cause, Seed: a.Seed, Log: log,
+	}, a.Params, a.RunParams, d)
+}

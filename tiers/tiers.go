@@ -1,0 +1,124 @@
+package tiers
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/events"
+)
+
+// Sentinels for the decisions a caller makes.
+var (
+	ErrNotFound  = errors.New("not found")
+	ErrFenced    = errors.New("fenced by a newer writer") // stop: another attempt or run took over
+	ErrSealed    = errors.New("dataset is sealed")
+	ErrSchema    = errors.New("schema differs from the dataset's")
+	ErrGap       = errors.New("sequence leaves a gap")
+	ErrNoTierHas = errors.New("no tier could serve the batch")
+	// ErrName: a dataset, run or stage name that cannot be stored.
+	ErrName = errors.New("unusable name")
+	// ErrTooLarge: a batch over MaxBatchBytes, or an object over a driver's limit.
+	ErrTooLarge = errors.New("too large")
+	// ErrClosed: the store is closed.
+	ErrClosed = errors.New("store is closed")
+	// ErrNoArena: a batch was wanted in shared memory and the store has no arena.
+	ErrNoArena = errors.New("store has no arena")
+)
+
+// MaxBatchBytes is the largest batch, as framed for the warm tier.
+const MaxBatchBytes = 1 << 31
+
+// Error says which operation on what failed. Err wraps a sentinel of this
+// package, of events, or of arrowio where a caller has a decision to make.
+type Error struct {
+	Op      string // "write", "seal", "open", "read", "move", ...
+	Dataset string
+	Batch   string // DATASET#SEQUENCE, "" when the whole dataset is meant
+	Hint    string // what to do
+	Err     error
+}
+
+func (e *Error) Error() string {
+	what := e.Batch
+	if what == "" {
+		what = e.Dataset
+	}
+	s := "tiers: " + e.Op
+	if what != "" {
+		s += " " + what
+	}
+	s += ": " + e.Err.Error()
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Config configures a Store.
+type Config struct {
+	Conn   *nats.Conn  // catalog
+	Bus    *events.Bus // batch.published, dataset.sealed, tier.moved
+	Host   *shm.Host   // arenas of this process
+	Arena  *shm.Arena  // where batches written here stay hot; nil: never hot
+	Warm   string      // directory of the warm tier, created 0700
+	Cold   ObjectStore // nil: no cold tier
+	Prefix string      // of KV bucket names; default "stokehold"
+	Logger *slog.Logger
+}
+
+// ObjectStore is the small driver interface of the cold tier. Objects are
+// immutable and content-addressed.
+type ObjectStore interface {
+	// Put stores body under key and returns when the store acknowledged it.
+	// Putting the same bytes again is a success.
+	Put(ctx context.Context, key string, body []byte) error
+	// Get returns the whole object; ErrNotFound if there is none.
+	Get(ctx context.Context, key string) ([]byte, error)
+	// Delete removes the object; removing one that is not there is a success.
+	Delete(ctx context.Context, key string) error
+	// List yields the objects whose key begins with prefix, in no certain order.
+	List(ctx context.Context, prefix string) iter.Seq2[ObjectInfo, error]
+	// URI is the s3://BUCKET/KEY form of key.
+	URI(key string) string
+}
+
+// Syncer is an optional power of an ObjectStore: one whose Syncs reports true
+// keeps acknowledged objects through a power cut. Only then may a batch's warm
+// copy be removed: an endpoint that does not sync is never the sole copy.
+type Syncer interface {
+	Syncs() bool
+}
+
+// ObjectInfo describes one stored object.
+type ObjectInfo struct {
+	Key      string
+	Bytes    int64
+	Modified time.Time
+}
+
+// Fence identifies a writer. Of one run and stage the higher attempt wins;
+// between runs the one that opened last.
+type Fence struct {
+	Run     string `json:"run"`
+	Stage   string `json:"stage"`
+	Attempt int    `json:"attempt"`
+}
+
+// Head is a dataset's state; its compare-and-set commits a batch.
+type Head struct {
+	Dataset     string `json:"dataset"`
+	Fingerprint string `json:"fingerprint"`
+	Next        uint64 `json:"next"` // batches 0..Next-1 exist
+	Rows        int64  `json:"rows"`
+	Sealed      bool   `json:"sealed"`
+	Epoch       uint64 `json:"epoch"` // grows with each writer
+	Fence       Fence  `json:"fence"`
+}
