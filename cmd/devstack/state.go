@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -167,7 +168,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, &StateError{Op: "write", Path: path, Err: err}
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flockSoon(f); err != nil {
 		defer func() { _ = f.Close() }()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &StateError{Op: "lock", Path: path, Err: err}
@@ -185,6 +186,20 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, &StateError{Op: "write", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// lockPatience is how long a lock that is held may take to come free: a process
+// that was just killed holds its files until the kernel has taken it apart.
+const lockPatience = time.Second
+
+func flockSoon(f *os.File) error {
+	for end := time.Now().Add(lockPatience); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		<-time.After(20 * time.Millisecond)
+	}
 }
 
 func loadCredentials(path string) (credentials, error) {

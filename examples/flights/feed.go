@@ -116,7 +116,7 @@ func (f *Feeder) week(ctx context.Context, w *world, week uint64) (Outcome, erro
 	if err != nil {
 		return o, fmt.Errorf("wait for the retraining: %w", err)
 	}
-	return o, f.say(ctx, w, TypeWeekSettled, week, o.settled())
+	return o, f.say(ctx, w, TypeWeekSettled, week, f.Data.settled(o))
 }
 
 // id is that of the feeder's event of a week.

@@ -1,5 +1,7 @@
 package flights
 
+import "time"
+
 // TypeWeekSettled is the example's event that sums up a week once the loop has
 // dealt with it, retraining included.
 const TypeWeekSettled = "week.settled"
@@ -7,6 +9,7 @@ const TypeWeekSettled = "week.settled"
 // WeekSettled is a week's outcome, in the words of the demo's report.
 type WeekSettled struct {
 	Week       uint64  `json:"week"`
+	From       string  `json:"from"` // first day, YYYY-MM-DD
 	Rows       int64   `json:"rows"`
 	Frozen     Quality `json:"frozen"` // the first model
 	Loop       Quality `json:"loop"`   // the champion of that week
@@ -24,9 +27,9 @@ type Quality struct {
 	AUC     float64 `json:"auc"`     // 0 where the week has one class
 }
 
-func (o Outcome) settled() WeekSettled {
+func (d *Data) settled(o Outcome) WeekSettled {
 	return WeekSettled{
-		Week: o.Key, Rows: o.Rows,
+		Week: o.Key, From: d.End(o.Key).Add(-Week).Format(time.DateOnly), Rows: o.Rows,
 		Frozen: Quality{o.FrozenLogLoss, o.FrozenAUC}, Loop: Quality{o.LogLoss, o.AUC},
 		Drift: o.Drift, Retrained: o.Retrained, Promoted: o.Promoted, Reason: o.Reason,
 		Model: o.Version, Challenger: o.Challenger,

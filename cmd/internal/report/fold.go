@@ -28,9 +28,6 @@ func (f Fold) Add(d events.Delivery) Fold {
 	case TypeWeekSettled:
 		var w Week
 		if json.Unmarshal(d.Data(), &w) == nil {
-			if w.From == "" && !d.Time().IsZero() {
-				w.From = d.Time().UTC().Format("2006-01-02")
-			}
 			f.Weeks = put(f.Weeks, w)
 		}
 	case events.TypeBatchPublished:
@@ -38,6 +35,10 @@ func (f Fold) Add(d events.Delivery) Fold {
 		if json.Unmarshal(d.Data(), &b) == nil {
 			f.Batches.Published++
 			f.Tiers = f.Tiers.plus(arrowio.Tier(b.Tier))
+			// The event has a checksum because the batch was written through to disk.
+			if b.SHA256 != "" && b.Tier != string(arrowio.Warm) {
+				f.Tiers.Warm++
+			}
 		}
 	case events.TypeTierMoved:
 		var m events.TierMoved
