@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,25 +14,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stokehold/stokehold"
 )
 
-// Secret is a credential that prints as "[redacted]" whatever the verb. Reveal gives its text.
-type Secret string
-
-// Reveal gives the secret's text, to be handed to a client and nowhere else.
-func (s Secret) Reveal() string { return string(s) }
-
-// String implements fmt.Stringer without the secret.
-func (Secret) String() string { return "[redacted]" }
-
-// Format implements fmt.Formatter without the secret, for every verb.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }
-
-// LogValue implements slog.LogValuer without the secret.
-func (Secret) LogValue() slog.Value { return slog.StringValue("[redacted]") }
-
-// MarshalJSON refuses by redaction: credentials are written by this package alone.
-func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"[redacted]"`), nil }
+// Secret is a credential that prints as "[redacted]" whatever the verb.
+type Secret = stokehold.Secret
 
 // Endpoints say where a stack listens and how to be let in. Addresses of servers that were left out are empty.
 type Endpoints struct {
