@@ -27,8 +27,11 @@ func (s Secret) String() string {
 // Format covers every verb: %x and %q of a string type would not call String.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
 
+// MarshalText keeps encoders from showing the value.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-func (s Secret) LogValue() slog.Value         { return slog.StringValue(s.String()) }
+
+// LogValue keeps log handlers from showing the value.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // Endpoint is a URL or host:port. It may hold a user and password, which are
 // shown only by Reveal.
@@ -69,8 +72,11 @@ func (e Endpoint) String() string {
 // Format covers every verb, see Secret.
 func (e Endpoint) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(e.String())) }
 
+// MarshalText keeps encoders from showing credentials.
 func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
-func (e Endpoint) LogValue() slog.Value         { return slog.StringValue(e.String()) }
+
+// LogValue keeps log handlers from showing credentials.
+func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 var errEndpoint = errors.New("want a URL or host:port")
 

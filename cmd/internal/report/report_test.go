@@ -108,6 +108,7 @@ func seq[T any](xs []T) iter.Seq2[T, error] {
 }
 
 func fixture(t *testing.T) report.Source {
+	t.Helper()
 	l := &log{t: t}
 	day := time.Date(2001, 2, 19, 0, 0, 0, 0, time.UTC)
 	for i := range 6 {

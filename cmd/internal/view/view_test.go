@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +62,7 @@ func (p *play) event(after time.Duration, typ, run, stage string, data any) {
 	if r, ok := data.(drift.Report); ok { // of the data's own time
 		at = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(r.Key+1) * flights.Week)
 	}
-	e, err := events.New(typ, "/stokehold/test", "flights", fmt.Sprint(p.seq), at, data)
+	e, err := events.New(typ, "/stokehold/test", "flights", strconv.FormatUint(p.seq, 10), at, data)
 	if err != nil {
 		panic(err)
 	}
@@ -119,17 +120,17 @@ func demo(n int) *play {
 			w.Loop.LogLoss -= report.Float(0.012 + 0.01*math.Cos(x))
 			w.Loop.AUC += report.Float(0.01 + 0.012*math.Cos(x))
 		}
-		switch {
-		case i%5 == 2:
+		switch i % 5 {
+		case 2:
 			w.Drift, w.Retrained, w.Promoted, w.Reason = true, true, true, "log loss 0.4312 < 0.4419"
-		case i%5 == 4:
+		case 4:
 			w.Drift, w.Retrained, w.Reason = true, true, "challenger's log loss 0.4498 is not below the champion's 0.4471"
 		}
 		r := drift.Report{Key: uint64(week), Rows: w.Rows, LogLoss: float64(w.Loop.LogLoss), AUC: float64(w.Loop.AUC),
 			FrozenLogLoss: float64(w.Frozen.LogLoss), FrozenAUC: float64(w.Frozen.AUC), Drift: w.Drift}
 		id := fmt.Sprint("flights-train-", i)
 		if w.Drift {
-			r.Event = fmt.Sprint(p.seq + 1)
+			r.Event = strconv.FormatUint(p.seq+1, 10)
 			p.event(ms, events.TypeDriftDetected, "", "", events.DriftDetected{Model: "flights", Detector: "page-hinkley", Statistic: 0.0712, Threshold: 0.05, Window: fmt.Sprint("week ", week)})
 			p.event(0, events.TypeTriggerFired, "", "", events.TriggerFired{Run: id, Events: []string{r.Event}})
 		}
