@@ -1,4 +1,3 @@
-// Package stokehold
 package stokehold
 
 import (

@@ -113,10 +113,8 @@ func split(buf []byte, hold *holder) (*messages, int64, error) {
 	m := &messages{}
 	m.refs.Store(1)
 	rest, at := buf, int64(0)
-	for {
-		if len(rest) == 0 {
-			break // the end-of-stream marker may be left out
-		}
+	var schema header
+	for len(rest) > 0 { // the end-of-stream marker may be left out
 		if len(rest) < prefixBytes {
 			return nil, 0, fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
 		}
@@ -154,6 +152,21 @@ func split(buf []byte, hold *holder) (*messages, int64, error) {
 		}
 		if (h.kind == headerSchema) != (len(m.left) == 0) {
 			return nil, 0, fmt.Errorf("message %d: the schema must be first and only there", len(m.left))
+		}
+		switch h.kind {
+		case headerSchema:
+			schema = h
+		case headerBatch:
+			err = h.fits(schema.shape)
+		case headerDict:
+			want, known := schema.dicts[h.dict]
+			if !known {
+				return nil, 0, fmt.Errorf("message %d: dictionary %d is not in the schema", len(m.left), h.dict)
+			}
+			err = h.fits(want)
+		}
+		if err != nil {
+			return nil, 0, fmt.Errorf("message %d: %w", len(m.left), err)
 		}
 		m.left = append(m.left, part{meta: meta, body: rest[:h.bodyBytes:h.bodyBytes]})
 		rest, at = rest[h.bodyBytes:], at+h.bodyBytes

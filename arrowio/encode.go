@@ -18,7 +18,7 @@ const (
 	marker      = 0xFFFFFFFF
 )
 
-// ErrSize: the destination is not as large as the frame.
+// ErrSize means: the destination is not as large as the frame.
 var ErrSize = errors.New("wrong frame size")
 
 // Frame is a batch laid out for writing but not yet copied anywhere: it refers

@@ -24,8 +24,10 @@ const (
 	headerSchema   = 1
 	headerDict     = 2
 	headerBatch    = 3
-	typeUnion      = 14
 	typeTimestamp  = 10
+	typeUnion      = 14
+	typeView       = 23
+	typeTextView   = 24
 	structBytes    = 16 // FieldNode and Buffer
 	lengthOfOffset = 4
 )
@@ -201,6 +203,51 @@ type header struct {
 	rows        int64
 	buffers     int64 // position of the first {offset, length} pair
 	bufferCount int64
+	nodes       int64
+	views       int64           // how many columns have a variadic buffer count
+	variadic    int64           // sum of those counts
+	dict        int64           // id, of a dictionary message
+	shape       shape           // of a schema message: what its batches consist of
+	dicts       map[int64]shape // of a schema message: likewise its dictionaries, by id
+}
+
+// shape is how many nodes, buffers (without the variadic ones) and variadic
+// counts a batch has. The generated code reads past the end of these vectors
+// when there are too few, which is how a forged count of buffers gets in.
+type shape struct{ nodes, buffers, views int64 }
+
+func (s *shape) add(o shape) {
+	s.nodes += o.nodes
+	s.buffers += o.buffers
+	s.views += o.views
+}
+
+// fits reports an error if a batch has less than its schema needs.
+func (h *header) fits(s shape) error {
+	if h.nodes < s.nodes || h.views < s.views || h.bufferCount < s.buffers+h.variadic {
+		return fmt.Errorf("%w: %d nodes, %d buffers and %d variadic counts, the schema needs %d, %d and %d",
+			errFlat, h.nodes, h.bufferCount, h.views, s.nodes, s.buffers+h.variadic, s.views)
+	}
+	return nil
+}
+
+// buffersOf is the number of buffers of an array of an Arrow type by its number
+// in Schema.fbs, children and variadic buffers excepted.
+func buffersOf(typ int64, dense bool) int64 {
+	switch typ {
+	case 1, 22: // Null, RunEndEncoded
+		return 0
+	case 13, 16: // Struct, FixedSizeList
+		return 1
+	case 4, 5, 19, 20, 25, 26: // Binary, Utf8, their large forms, ListView and its large form
+		return 3
+	case typeUnion:
+		if dense {
+			return 2
+		}
+		return 1
+	}
+	return 2
 }
 
 // checkMessage checks one message's metadata.
@@ -224,7 +271,7 @@ func checkMessage(meta []byte) (header, error) {
 	}
 	switch h.kind {
 	case headerSchema:
-		f.schema(body)
+		f.schema(body, &h)
 		if h.bodyBytes != 0 {
 			f.fail("schema message with a body")
 		}
@@ -236,6 +283,7 @@ func checkMessage(meta []byte) (header, error) {
 		if body.byte(2) != 0 {
 			f.fail("dictionary delta in a frame of one batch")
 		}
+		h.dict = body.long(0)
 		f.batch(data, &h)
 	case headerBatch:
 		f.batch(body, &h)
@@ -245,16 +293,19 @@ func checkMessage(meta []byte) (header, error) {
 	return h, f.err
 }
 
-func (f *flat) schema(t table) {
+func (f *flat) schema(t table, h *header) {
 	if t.short(0) != 0 {
 		f.fail("big-endian data")
 	}
-	t.tables(1, func(field table) { f.field(field, 0) })
+	h.dicts = map[int64]shape{}
+	t.tables(1, func(field table) { h.shape.add(f.field(field, 0, h.dicts)) })
 	t.metadata(2)
 	t.vector(3, 8)
 }
 
-func (f *flat) field(t table, depth int) {
+// field checks a field and returns what its array consists of. What a
+// dictionary-encoded field's values consist of goes to dicts.
+func (f *flat) field(t table, depth int, dicts map[int64]shape) shape {
 	if f.fields++; f.fields > maxFields {
 		f.fail("more than %d fields", maxFields)
 	}
@@ -262,24 +313,32 @@ func (f *flat) field(t table, depth int) {
 		f.fail("nested more than %d deep", maxDepth)
 	}
 	if f.err != nil {
-		return
+		return shape{}
 	}
 	t.vector(0, 1)
+	number := t.byte(2)
 	typ, ok := t.child(3)
 	if !ok {
 		f.fail("field without a type")
 	}
-	switch t.byte(2) {
+	switch number {
 	case typeUnion:
 		typ.vector(1, 4)
 	case typeTimestamp:
 		typ.vector(1, 1)
 	}
+	s := shape{nodes: 1, buffers: buffersOf(number, number == typeUnion && typ.short(0) == 1)}
+	if number == typeView || number == typeTextView {
+		s.views = 1
+	}
+	t.tables(5, func(child table) { s.add(f.field(child, depth+1, dicts)) })
+	t.metadata(6)
 	if dict, ok := t.child(4); ok {
 		dict.child(1)
+		dicts[dict.long(0)] = s
+		return shape{nodes: 1, buffers: 2} // the indices
 	}
-	t.tables(5, func(child table) { f.field(child, depth+1) })
-	t.metadata(6)
+	return s
 }
 
 // batch checks a RecordBatch header. Buffers must lie in the body and start on
@@ -290,6 +349,7 @@ func (f *flat) batch(t table, h *header) {
 		f.fail("%d rows; a batch has 0 to %d", h.rows, int64(MaxRows))
 	}
 	nodes, n := t.vector(1, structBytes)
+	h.nodes = n
 	for i := range n {
 		length, nulls := f.i64(nodes+structBytes*i), f.i64(nodes+structBytes*i+8)
 		if length < 0 || nulls < 0 || nulls > length {
@@ -310,9 +370,12 @@ func (f *flat) batch(t table, h *header) {
 		f.fail("compressed body cannot be used in place")
 	}
 	views, n := t.vector(4, 8)
+	h.views = n
 	for i := range n {
 		if v := f.i64(views + 8*i); v < 0 || v > h.bufferCount {
-			f.fail("%d variadic buffers", v)
+			f.fail("%d variadic buffers of %d", v, h.bufferCount)
+			return
 		}
+		h.variadic += f.i64(views + 8*i)
 	}
 }

@@ -15,13 +15,14 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/float16"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 
 // wide builds a batch with a column of each family of types, every third value
 // null.
-func wide(t testing.TB, rows int) arrow.RecordBatch {
-	t.Helper()
+func wide(tb testing.TB, rows int) arrow.RecordBatch {
+	tb.Helper()
 	dict := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int16, ValueType: arrow.BinaryTypes.String}
 	point := arrow.StructOf(
 		arrow.Field{Name: "x", Type: arrow.PrimitiveTypes.Float32, Nullable: true},
@@ -67,7 +68,7 @@ func wide(t testing.TB, rows int) arrow.RecordBatch {
 		b.Field(8).(*array.TimestampBuilder).Append(arrow.Timestamp(i))
 		b.Field(9).(*array.Date32Builder).Append(arrow.Date32(i))
 		if err := b.Field(10).(*array.BinaryDictionaryBuilder).AppendString(fmt.Sprint("k", i%5)); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		l := b.Field(11).(*array.ListBuilder)
 		l.Append(true)
@@ -87,15 +88,15 @@ func wide(t testing.TB, rows int) arrow.RecordBatch {
 		n.FieldBuilder(0).AppendNull()
 	}
 	rec := b.NewRecordBatch()
-	t.Cleanup(rec.Release)
+	tb.Cleanup(rec.Release)
 	return rec
 }
 
-func encode(t testing.TB, rec arrow.RecordBatch) []byte {
-	t.Helper()
+func encode(tb testing.TB, rec arrow.RecordBatch) []byte {
+	tb.Helper()
 	buf, err := arrowio.Encode(rec, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf
 }
@@ -339,7 +340,7 @@ func poke(col arrow.Array, buffer int, v byte) {
 }
 
 func TestDecodeRefusesNesting(t *testing.T) {
-	typ := arrow.DataType(arrow.PrimitiveTypes.Int8)
+	typ := arrow.PrimitiveTypes.Int8
 	for range 1000 {
 		typ = arrow.StructOf(arrow.Field{Name: "d", Type: typ})
 	}

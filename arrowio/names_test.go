@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 

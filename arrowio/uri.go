@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// ErrURI: a location's URI is malformed or of another scheme.
+// ErrURI means: a location's URI is malformed or of another scheme.
 var ErrURI = errors.New("bad location URI")
 
 // SharedURI says where in which arena a frame lies. It is not a pointer: the

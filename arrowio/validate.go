@@ -9,11 +9,12 @@ import (
 )
 
 // validate checks every value of every column. The library (v18.8) reads null
-// columns without the buffer slot that its own validation asks for, so those are
-// validated with the slot put in; the batch itself is left as it is.
+// columns without the buffer slot that its own validation asks for, and empty
+// dense unions with a nil buffer that its validation dereferences. Those are
+// validated with what is missing put in; the batch itself is left as it is.
 func validate(rec arrow.RecordBatch) error {
 	for i, col := range rec.Columns() {
-		if holdsNull(col.DataType()) {
+		if readsShort(col.DataType()) {
 			data := withSlots(col.Data())
 			col = array.MakeFromData(data)
 			data.Release()
@@ -29,17 +30,17 @@ func validate(rec arrow.RecordBatch) error {
 	return nil
 }
 
-func holdsNull(dt arrow.DataType) bool {
+func readsShort(dt arrow.DataType) bool {
 	switch t := dt.(type) {
-	case *arrow.NullType:
+	case *arrow.NullType, *arrow.DenseUnionType:
 		return true
 	case *arrow.DictionaryType:
-		return holdsNull(t.ValueType)
+		return readsShort(t.ValueType)
 	case arrow.ExtensionType:
-		return holdsNull(t.StorageType())
+		return readsShort(t.StorageType())
 	case arrow.NestedType:
 		for _, f := range t.Fields() {
-			if holdsNull(f.Type) {
+			if readsShort(f.Type) {
 				return true
 			}
 		}
@@ -51,6 +52,10 @@ func withSlots(d arrow.ArrayData) arrow.ArrayData {
 	buffers := d.Buffers()
 	if d.DataType().ID() == arrow.NULL && len(buffers) == 0 {
 		buffers = []*memory.Buffer{nil}
+	}
+	if d.DataType().ID() == arrow.DENSE_UNION && d.Len() == 0 {
+		none := memory.NewBufferBytes([]byte{})
+		buffers = []*memory.Buffer{nil, none, none}
 	}
 	var children []arrow.ArrayData
 	for _, c := range d.Children() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -198,18 +199,44 @@ func checkExtensionName(name string) error {
 // holds the space between them and no two events share an id.
 func messageID(source, id string) string { return source + " " + id }
 
+// envelope is a message and what backs its headers, used again and again: maps
+// and slices anew for each event would be most of what publishing allocates.
+type envelope struct {
+	msg  nats.Msg
+	vals []string
+}
+
+// clear drops what the envelope holds of an event.
+func (e *envelope) clear() {
+	clear(e.msg.Header)
+	clear(e.vals)
+	e.msg = nats.Msg{Header: e.msg.Header}
+	e.vals = e.vals[:0]
+}
+
 // encodeEvent writes a normalized event into a message. The message shares the
 // event's data.
 func encodeEvent(ev *Event, subject string) (*nats.Msg, error) {
-	ec, err := contextOf(ev)
-	if err != nil {
+	var e envelope
+	if err := e.encode(ev, subject); err != nil {
 		return nil, err
 	}
+	return &e.msg, nil
+}
+
+// encode writes a normalized event into an empty envelope.
+func (e *envelope) encode(ev *Event, subject string) error {
+	ec, err := contextOf(ev)
+	if err != nil {
+		return err
+	}
 	n := 9 + len(ec.Extensions)
-	h := make(nats.Header, n)
-	// One array backs all values: a header of its own slice each would cost as
-	// many allocations as attributes.
-	vals := make([]string, 0, n)
+	if e.msg.Header == nil {
+		e.msg.Header = make(nats.Header, n)
+	}
+	h := e.msg.Header
+	// One array backs all values. When it grows, the headers so far keep the old.
+	vals := slices.Grow(e.vals, n)
 	size := 0
 	put := func(key, v string) {
 		size += len(key) + len(v) + len(": \r\n")
@@ -239,15 +266,17 @@ func encodeEvent(ev *Event, subject string) (*nats.Msg, error) {
 		text, ok := v.(string)
 		if !ok {
 			if text, err = types.Format(v); err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
 		put(attrPrefix+name, escapeAttr(text))
 	}
 	if size > maxEncodedBytes {
-		return nil, fmt.Errorf("headers of %d bytes, the limit is %d", size, maxEncodedBytes)
+		return fmt.Errorf("headers of %d bytes, the limit is %d", size, maxEncodedBytes)
 	}
-	return &nats.Msg{Subject: subject, Header: h, Data: ev.DataEncoded}, nil
+	e.vals = vals
+	e.msg.Subject, e.msg.Data = subject, ev.DataEncoded
+	return nil
 }
 
 // decoded holds everything that an event without extensions points to, so that

@@ -15,7 +15,7 @@ import (
 const (
 	// maxWaiting bounds the messages of one consumer that wait in this process
 	// for the judge.
-	maxWaiting = 512
+	maxWaiting = 1000
 	// judgeRetryMax bounds the pause between tries to reach a Judge that decides
 	// nothing.
 	judgeRetryMax = 5 * time.Second

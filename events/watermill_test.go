@@ -2,7 +2,11 @@ package events_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +25,8 @@ func newPubSub(t testing.TB, b *events.Bus, cfg events.SubscriberConfig) (messag
 	}
 	cfg.CloseWait = 500 * time.Millisecond
 	cfg.NackDelay = time.Millisecond
+	// How soon comes again what a restarted server had sent into nowhere.
+	cfg.AckWait = 2 * time.Second
 	sub, err := events.NewSubscriber(t.Context(), b, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +48,10 @@ func TestWatermillSuite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := natstest.Start(t)
 			b, _ := openOn(t, srv, nil)
+			// The suite's reconnect test has a data race of its own.
+			if !c.cfg.Ordered && !testing.Short() && !raceEnabled {
+				c.features.RestartServiceCommand = restartOnSignal(t, srv)
+			}
 			tests.TestPubSub(t, c.features,
 				func(t *testing.T) (message.Publisher, message.Subscriber) { return newPubSub(t, b, c.cfg) },
 				func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
@@ -52,6 +62,27 @@ func TestWatermillSuite(t *testing.T) {
 			)
 		})
 	}
+}
+
+// restartOnSignal returns a command that restarts the server, which runs in this
+// very process.
+func restartOnSignal(t *testing.T, srv *natstest.Server) []string {
+	t.Helper()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGUSR1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range signals {
+			srv.Restart()
+		}
+	}()
+	t.Cleanup(func() {
+		signal.Stop(signals)
+		close(signals)
+		<-ended
+	})
+	return []string{"/bin/sh", "-c", fmt.Sprintf("kill -USR1 %d", os.Getpid())}
 }
 
 func TestWatermillMessagesArriveUnchanged(t *testing.T) {

@@ -27,8 +27,8 @@ type Config struct {
 	Accept []string
 	Clock  func() time.Time // default time.Now; read once for each Judge call
 	// Deadline bounds the time for evaluating the costly expressions of one
-	// event; default 250 ms. The cost limits, which do not depend on the
-	// machine's load, end an evaluation well before.
+	// event; default 1 s. The cost limits, which do not depend on the machine's
+	// load, are meant to end an evaluation well before.
 	Deadline time.Duration
 }
 
@@ -93,7 +93,7 @@ func NewEngine(cfg Config) (*Engine, error) {
 		e.clock = time.Now
 	}
 	if e.deadline == 0 {
-		e.deadline = 250 * time.Millisecond
+		e.deadline = time.Second
 	}
 	e.state.Store(newState(cfg.Policies, cfg.Keys, accept))
 	return e, nil
@@ -267,6 +267,9 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now}, e.deadline, false
 	for i, ev := range evs {
 		j.one(ctx, st, s, at, now, ev, &verdicts[i])
+	}
+	if err := ctx.Err(); err != nil { // an evaluation may have been cut short: that is no denial
+		return nil, fmt.Errorf("governance: judge on %s: %w", at, err)
 	}
 	if len(j.decisions) > 0 {
 		if err := e.log.Append(ctx, j.decisions); err != nil {

@@ -72,7 +72,7 @@ func ExampleEngine() {
 			fmt.Println(err)
 			return
 		}
-		fmt.Println("publish:", published[0].Action, published[0].Policy, published[0].Reason)
+		fmt.Printf("publish: %s %q %q\n", published[0].Action, published[0].Policy, published[0].Reason)
 		ev.DataEncoded = []byte(`{"challenger":{"logloss":0},"champion":{"logloss":9}}`)
 		received, err := engine.Judge(ctx, events.OnReceive, []*events.Event{&ev})
 		if err != nil {
@@ -88,9 +88,9 @@ func ExampleEngine() {
 	}
 	fmt.Println("judged on publish:", counts.Judged(events.OnPublish), "denied:", counts.Denied(events.OnPublish))
 	// Output:
-	// publish: allow
+	// publish: allow "" ""
 	// tampered: quarantine
-	// publish: deny promotion-gate/better log loss improves by 0.0010; 0.0050 is needed
+	// publish: deny "promotion-gate/better" "log loss improves by 0.0010; 0.0050 is needed"
 	// tampered: quarantine
 	// judged on publish: 2 denied: 1
 }

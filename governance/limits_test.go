@@ -2,6 +2,7 @@ package governance_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -69,7 +70,12 @@ func TestEventCostBoundsManyRules(t *testing.T) {
 		rules.WriteString(rule(fmt.Sprintf("r%d", i), fmt.Sprintf("data.xs.all(a, a != %d)", i+1)))
 	}
 	opts := governance.Options{Limits: governance.Limits{EventCost: 300_000}}
-	e := engine(t, load(t, opts, policyYAML("p", "{}", rules.String())), discard)
+	e, err := governance.NewEngine(governance.Config{
+		Policies: load(t, opts, policyYAML("p", "{}", rules.String())), Log: discard, Keys: ring(t, "k1"), Deadline: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	v := judge(t, e, events.OnPublish, newEvent(t, "batch.published", hugeData()))[0]
 	if v.Action != events.Deny || !strings.Contains(v.Reason, "cost more than 300000") {
 		t.Errorf("%+v", v)
@@ -92,6 +98,26 @@ func TestDeadlineStopsAnEvaluation(t *testing.T) {
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("took %s", took)
+	}
+}
+
+// The end of the caller's context is an error and not a denial, which no one
+// would retry.
+func TestEndedContextDecidesNothing(t *testing.T) {
+	log := &governance.MemoryLog{}
+	ctx, cancel := context.WithCancel(context.Background())
+	e, err := governance.NewEngine(governance.Config{
+		Policies: load(t, governance.Options{}, policyYAML("p", "{}", rule("r", "data.xs.all(a, data.xs.all(b, a == b))"))),
+		Log:      log, Keys: ring(t, "k1"), Clock: func() time.Time { cancel(); return testTime },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Judge(ctx, events.OnPublish, []*events.Event{newEvent(t, "batch.published", hugeData())}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if c, err := log.Count(context.Background(), time.Time{}); err != nil || c.Judged(events.OnPublish) != 0 {
+		t.Errorf("%v %v", c, err)
 	}
 }
 

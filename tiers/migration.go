@@ -103,6 +103,20 @@ func (s *Store) Move(ctx context.Context, m Migration, grace func(context.Contex
 	return st, nil
 }
 
+// MigrateBatch gives a batch a verified cold copy. Its other copies stay.
+// Idempotent.
+func (s *Store) MigrateBatch(ctx context.Context, dataset string, seq uint64) error {
+	for _, step := range Steps() {
+		if step == StepDrop {
+			break
+		}
+		if _, err := s.MoveStep(ctx, Migration{dataset, seq, false}, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // MigrateDataset moves batches from..to-1 of a dataset one after another, or
 // those there are, and returns how many have a cold copy now. The hot copies are
 // given up together, after one grace. evict is that of Migration.
@@ -389,14 +403,17 @@ func (mv *mover) drop(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	return rec, nil
 }
 
+// sweepWindow is how many of the newest sequences a sweep looks at.
+const sweepWindow = 1024
+
 // sweepWarm removes warm files of committed sequences below next that are not
 // what the catalog names: attempts that were fenced, or died, between writing a
 // file and committing it. Files at next and beyond may be another writer's work
-// in progress and stay.
+// in progress and stay. Those far below were swept by earlier writers.
 func (s *Store) sweepWarm(ctx context.Context, dataset string, next uint64) error {
 	count := map[uint64][]string{}
 	err := s.warm.files(dataset, func(seq uint64, digest string) error {
-		if seq < next {
+		if seq < next && seq+sweepWindow >= next {
 			count[seq] = append(count[seq], digest)
 		}
 		return nil

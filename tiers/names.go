@@ -113,3 +113,8 @@ func baseKey(dataset, run, stage string) string {
 func moveKey(dataset string, seq uint64) string {
 	return fmt.Sprintf("move.%s.%d.%d", dataset, seq/shardBatches, seq)
 }
+
+// KeyToken encodes a name as one token of a KV key, for packages that keep their
+// own buckets; see token. kind says in an error what the name is of. The error
+// wraps ErrName.
+func KeyToken(kind, name string) (string, error) { return token(kind, name) }

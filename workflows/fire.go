@@ -9,6 +9,7 @@ import (
 
 	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
 
 	"github.com/stokehold/stokehold/events"
@@ -116,4 +117,23 @@ func keyToken(key string) string {
 // TriggerID is the id of the workflow that holds a trigger's state for a key.
 func TriggerID(pipeline, trigger, key string) string {
 	return "trigger/" + pipeline + "/" + trigger + "/" + keyToken(key)
+}
+
+// TriggerStateOf asks a trigger's workflow for its state. A worker must be there
+// to answer. ErrRunNotFound: the trigger has seen no event of that key.
+func TriggerStateOf(ctx context.Context, c client.Client, pipeline, trigger, key string) (TriggerState, error) {
+	id := TriggerID(pipeline, trigger, key)
+	v, err := c.QueryWorkflow(ctx, id, "", stateQuery)
+	var missing *serviceerror.NotFound
+	switch {
+	case errors.As(err, &missing):
+		return TriggerState{}, fmt.Errorf("workflows: %s: %w", id, ErrRunNotFound)
+	case err != nil:
+		return TriggerState{}, fmt.Errorf("workflows: %s: %w", id, explain(err))
+	}
+	var s TriggerState
+	if err := v.Get(&s); err != nil {
+		return TriggerState{}, fmt.Errorf("workflows: %s: %w", id, err)
+	}
+	return s, nil
 }

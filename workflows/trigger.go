@@ -12,15 +12,15 @@ import (
 	"github.com/stokehold/stokehold/events"
 )
 
-// Signals, the update and the query of the workflow stokehold.trigger.
+// The update, the signal and the query of the workflow stokehold.trigger.
 const (
-	deliverName = "events"
+	deliverName = "deliver"
 	endedSignal = "run-ended"
 	stateQuery  = "state"
 )
 
 const (
-	// A trigger continues as new well before the server's limits of 10,000 signals
+	// A trigger continues as new well before the server's limits of 2,000 updates
 	// and 51,200 events, so that a replay stays quick.
 	maxDeliveries = 1000
 	maxHistory    = 6000
@@ -102,17 +102,17 @@ func runTrigger(ctx workflow.Context, args triggerArgs, seen []byte) error {
 	if err != nil {
 		return err
 	}
-	signals, ended := workflow.GetSignalChannel(ctx, deliverName), workflow.GetSignalChannel(ctx, endedSignal)
+	ended := workflow.GetSignalChannel(ctx, endedSignal)
 	var idle, alarm timer
 	for {
 		// Everything that has come is taken before anything is decided, and before
 		// continuing as new: nothing is left behind.
-		for t.takeOne(ctx, signals, ended) {
+		for t.takeOne(ctx, ended) {
 		}
 		if err := t.fireIfDue(ctx); err != nil {
 			return err
 		}
-		if t.takeAny(signals, ended) {
+		if t.takeAny(ended) {
 			continue // came in while a run was being started
 		}
 		t.show(ctx)
@@ -129,7 +129,6 @@ func runTrigger(ctx workflow.Context, args triggerArgs, seen []byte) error {
 		idle.ensure(ctx, now.Add(max(limit-quietFor, time.Hour)), false)
 		alarm.ensure(ctx, t.nextAlarm(), true)
 		sel := workflow.NewSelector(ctx)
-		sel.AddReceive(signals, func(c workflow.ReceiveChannel, _ bool) { t.takeDelivery(ctx, c) })
 		sel.AddReceive(ended, func(c workflow.ReceiveChannel, _ bool) { t.takeEnd(ctx, c) })
 		sel.AddReceive(t.inbox, func(c workflow.ReceiveChannel, _ bool) { t.takeDelivery(ctx, c) })
 		idle.add(sel)
@@ -142,9 +141,9 @@ func runTrigger(ctx workflow.Context, args triggerArgs, seen []byte) error {
 }
 
 // takeOne processes one message if there is one.
-func (t *triggerRun) takeOne(ctx workflow.Context, signals, ended workflow.ReceiveChannel) bool {
+func (t *triggerRun) takeOne(ctx workflow.Context, ended workflow.ReceiveChannel) bool {
 	var d delivery
-	if signals.ReceiveAsync(&d) || t.inbox.ReceiveAsync(&d) {
+	if t.inbox.ReceiveAsync(&d) {
 		t.process(ctx, d)
 		return true
 	}
@@ -156,8 +155,8 @@ func (t *triggerRun) takeOne(ctx workflow.Context, signals, ended workflow.Recei
 	return false
 }
 
-func (t *triggerRun) takeAny(signals, ended workflow.ReceiveChannel) bool {
-	return signals.Len() > 0 || t.inbox.Len() > 0 || ended.Len() > 0
+func (t *triggerRun) takeAny(ended workflow.ReceiveChannel) bool {
+	return t.inbox.Len() > 0 || ended.Len() > 0
 }
 
 func (t *triggerRun) takeDelivery(ctx workflow.Context, c workflow.ReceiveChannel) {

@@ -24,7 +24,7 @@ func readColumn(chunk pq.ColumnChunk, f arrow.Field, rows int64) (arrow.Array, e
 	}
 	v := validity{}
 	pages := chunk.Pages()
-	defer pages.Close()
+	defer func() { _ = pages.Close() }() // it only gives buffers back
 	for {
 		page, err := pages.ReadPage()
 		if errors.Is(err, io.EOF) {
@@ -155,8 +155,9 @@ func sinkFor(dt arrow.DataType) (sink, error) {
 		return &text{}, nil
 	case arrow.DICTIONARY:
 		return newCodes(), nil
+	default:
+		return nil, fmt.Errorf("%w %s", ErrUnsupported, dt)
 	}
-	return nil, fmt.Errorf("%w %s", ErrUnsupported, dt)
 }
 
 type number interface {

@@ -6,20 +6,22 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/parquet"
 )
 
 // batch has a column of each supported type, with nulls, not in the order of
 // their names.
-func batch(t testing.TB, rows int) arrow.RecordBatch {
-	t.Helper()
+func batch(tb testing.TB, rows int) arrow.RecordBatch {
+	tb.Helper()
 	dict := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.BinaryTypes.String}
 	md := arrow.NewMetadata([]string{"z", "a"}, []string{"1", "2"})
 	unit := arrow.NewMetadata([]string{"unit"}, []string{"min"})
@@ -60,37 +62,37 @@ func batch(t testing.TB, rows int) arrow.RecordBatch {
 		b.Field(10).(*array.Float64Builder).Append(math.Sqrt(float64(i)))
 		b.Field(11).(*array.BooleanBuilder).Append(i%3 == 0)
 		b.Field(12).(*array.StringBuilder).Append(fmt.Sprint("värde ", i))
-		b.Field(13).(*array.LargeStringBuilder).Append(fmt.Sprint(i % 11))
+		b.Field(13).(*array.LargeStringBuilder).Append(strconv.Itoa(i % 11))
 		b.Field(14).(*array.BinaryBuilder).Append([]byte{byte(i), 0, 0xff})
 		b.Field(15).(*array.Date32Builder).Append(arrow.Date32(i - 50))
 		for j := 16; j < 19; j++ {
 			b.Field(j).(*array.TimestampBuilder).Append(arrow.Timestamp(int64(i) * 1_000_003))
 		}
 		if err := b.Field(19).(*array.BinaryDictionaryBuilder).AppendString(fmt.Sprint("c", i%13)); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	rec := b.NewRecordBatch()
-	t.Cleanup(rec.Release)
+	tb.Cleanup(rec.Release)
 	return rec
 }
 
-func write(t testing.TB, batches ...arrow.RecordBatch) []byte {
-	t.Helper()
+func write(tb testing.TB, batches ...arrow.RecordBatch) []byte {
+	tb.Helper()
 	var out bytes.Buffer
 	if err := parquet.Write(&out, batches...); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes()
 }
 
-func read(t testing.TB, file []byte) []arrow.RecordBatch {
-	t.Helper()
+func read(tb testing.TB, file []byte) []arrow.RecordBatch {
+	tb.Helper()
 	got, err := parquet.Read(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		for _, b := range got {
 			b.Release()
 		}
@@ -264,7 +266,7 @@ func TestTruncatedAndDamagedFiles(t *testing.T) {
 			t.Fatalf("%d of %d bytes: %v", n, len(file), err)
 		}
 	}
-	for at := 0; at < len(file); at += 13 { // must not panic; many bytes carry no meaning
+	for at := 0; at < len(file); at += 29 { // must not panic; many bytes carry no meaning
 		bad := bytes.Clone(file)
 		bad[at] ^= 0x55
 		recs, err := parquet.Read(bytes.NewReader(bad), int64(len(bad)))

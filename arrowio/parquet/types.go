@@ -9,10 +9,11 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	pq "github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/format"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 
-// ErrUnsupported: a column's type has no mapping here. Always within an
+// ErrUnsupported means: a column's type has no mapping here. Always within an
 // *UnsupportedError.
 var ErrUnsupported = errors.New("unsupported column type")
 
@@ -111,6 +112,7 @@ func leaf(f arrow.Field) (pq.Node, error) {
 			return pq.TimestampAdjusted(pq.Microsecond, utc), nil
 		case arrow.Nanosecond:
 			return pq.TimestampAdjusted(pq.Nanosecond, utc), nil
+		default: // Parquet has no seconds
 		}
 	}
 	return nil, &UnsupportedError{f.Name, f.Type.String(), "cast it before writing, or leave it out"}
@@ -185,6 +187,7 @@ func derive(c *pq.Column) (arrow.DataType, error) {
 			return arrow.PrimitiveTypes.Float64, nil
 		case pq.ByteArray:
 			return arrow.BinaryTypes.Binary, nil
+		default: // refused below
 		}
 	case *format.StringType:
 		if kind == pq.ByteArray {

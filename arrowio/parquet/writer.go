@@ -10,6 +10,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 	pq "github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress/zstd"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 
@@ -21,7 +22,7 @@ const chunkRows = 1024
 // safe for concurrent use.
 type Writer struct {
 	schema *arrow.Schema
-	w      *pq.Writer
+	w      *pq.GenericWriter[any]
 	values []pq.Value
 	err    error
 }
@@ -48,7 +49,7 @@ func NewWriter(w io.Writer, schema *arrow.Schema) (*Writer, error) {
 		options = append(options, pq.KeyValueMetadata(key, md.Values()[i]))
 	}
 	options = append(options, pq.KeyValueMetadata(schemaKey, base64.StdEncoding.EncodeToString(arrowio.EncodeSchema(schema))))
-	return &Writer{schema: schema, values: make([]pq.Value, chunkRows), w: pq.NewWriter(w, options...)}, nil
+	return &Writer{schema: schema, values: make([]pq.Value, chunkRows), w: pq.NewGenericWriter[any](w, options...)}, nil
 }
 
 // Write appends the batch as a row group. A batch without rows leaves no trace.

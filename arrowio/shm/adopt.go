@@ -3,8 +3,9 @@ package shm
 import (
 	"fmt"
 
-	"github.com/stokehold/stokehold/arrowio"
 	"golang.org/x/sys/unix"
+
+	"github.com/stokehold/stokehold/arrowio"
 )
 
 // Adopt takes over a memfd that another process filled and sealed, as an arena
@@ -54,7 +55,7 @@ func NewSegment(length int64) (*Segment, error) {
 	if length <= 0 {
 		return nil, fmt.Errorf("shm: segment of %d bytes: want a size above 0", length)
 	}
-	size := roundUp(length, pageSize)
+	size := roundUp(length, pageSize())
 	fd, err := memfd("stokehold-batch")
 	if err != nil {
 		return nil, fmt.Errorf("shm: segment: %w", err)

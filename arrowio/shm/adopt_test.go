@@ -6,9 +6,10 @@ import (
 	"runtime/debug"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
-	"golang.org/x/sys/unix"
 )
 
 func TestAdoptSealedSegment(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 
@@ -14,15 +15,15 @@ import (
 const Alignment = arrowio.Alignment
 
 var (
-	// ErrTooLarge: more bytes than the arena has. Waiting cannot help.
+	// ErrTooLarge means: more bytes than the arena has. Waiting cannot help.
 	ErrTooLarge = errors.New("larger than the arena")
-	// ErrNoMemory: the machine does not have the memory to reserve.
+	// ErrNoMemory means: the machine does not have the memory to reserve.
 	ErrNoMemory = errors.New("not enough shared memory")
-	// ErrClosed: the arena or host is closed.
+	// ErrClosed means: the arena or host is closed.
 	ErrClosed = errors.New("arena closed")
-	// ErrReadOnly: the arena was adopted; nothing can be loaned from it.
+	// ErrReadOnly means: the arena was adopted; nothing can be loaned from it.
 	ErrReadOnly = errors.New("arena is read-only")
-	// ErrSeals: a descriptor from elsewhere is not the sealed memfd that was asked
+	// ErrSeals means: a descriptor from elsewhere is not the sealed memfd that was asked
 	// for. It was not mapped.
 	ErrSeals = errors.New("not a sealed memfd of the stated size")
 )
@@ -119,7 +120,7 @@ func New(cfg Config) (*Arena, error) {
 	if name == "" {
 		name = "stokehold"
 	}
-	size := roundUp(cfg.Bytes, pageSize)
+	size := roundUp(cfg.Bytes, pageSize())
 	if size <= 0 {
 		return nil, fmt.Errorf("shm: arena of %d bytes: %w", cfg.Bytes, ErrNoMemory)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -13,63 +14,64 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+	"go.uber.org/goleak"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const page = 4096
 
-func arena(t testing.TB, bytes int64) *shm.Arena {
-	t.Helper()
+func arena(tb testing.TB, bytes int64) *shm.Arena {
+	tb.Helper()
 	a, err := shm.New(shm.Config{Bytes: bytes})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { a.Close() })
+	tb.Cleanup(func() { a.Close() })
 	return a
 }
 
-func floats(t testing.TB, rows int) arrow.RecordBatch {
-	t.Helper()
+func floats(tb testing.TB, rows int) arrow.RecordBatch {
+	tb.Helper()
 	s := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Float64}, {Name: "s", Type: arrow.BinaryTypes.String}}, nil)
 	b := array.NewRecordBuilder(memory.NewGoAllocator(), s)
 	defer b.Release()
 	for i := range rows {
 		b.Field(0).(*array.Float64Builder).Append(float64(i))
-		b.Field(1).(*array.StringBuilder).Append(fmt.Sprint(i))
+		b.Field(1).(*array.StringBuilder).Append(strconv.Itoa(i))
 	}
 	rec := b.NewRecordBatch()
-	t.Cleanup(rec.Release)
+	tb.Cleanup(rec.Release)
 	return rec
 }
 
-func loan(t testing.TB, a *shm.Arena, n int64) *shm.Loan {
-	t.Helper()
+func loan(tb testing.TB, a *shm.Arena, n int64) *shm.Loan {
+	tb.Helper()
 	l, err := a.Loan(context.Background(), n)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return l
 }
 
 // until polls a condition, for at most 10 s.
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+func until(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); <-time.After(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("timed out waiting until", what)
+			tb.Fatal("timed out waiting until", what)
 		}
 	}
 }
 
-func descriptors(t testing.TB) int {
-	t.Helper()
+func descriptors(tb testing.TB) int {
+	tb.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(all)
 }
@@ -408,7 +410,7 @@ func TestConcurrentUse(t *testing.T) {
 				}
 				l.Bytes()[0] = byte(i)
 				h := l.Publish()
-				lease, err := a.Lease(h, fmt.Sprint(w))
+				lease, err := a.Lease(h, strconv.Itoa(w))
 				if err != nil {
 					t.Error(err)
 					return
@@ -419,7 +421,7 @@ func TestConcurrentUse(t *testing.T) {
 				if i%2 == 0 {
 					lease.Release()
 				} else {
-					a.ReclaimOwner(fmt.Sprint(w))
+					a.ReclaimOwner(strconv.Itoa(w))
 				}
 			}
 		}()
@@ -478,7 +480,7 @@ func BenchmarkPutLeaseRead(b *testing.B) {
 	for _, rows := range []int{1000, 100_000} {
 		rec := floats(b, rows)
 		size, _ := arrowio.EncodedSize(rec)
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+		b.Run(strconv.FormatInt(size, 10), func(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 )
 

@@ -22,7 +22,8 @@ const (
 	sealedOwn   = sealedBatch | unix.F_SEAL_SEAL
 )
 
-var pageSize = int64(os.Getpagesize())
+// pageSize is what memfds are sized in: the size of the machine's pages.
+func pageSize() int64 { return int64(os.Getpagesize()) }
 
 func newID() string {
 	var b [16]byte
@@ -71,7 +72,7 @@ func available() (int64, bool) {
 	if err != nil {
 		return 0, false
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	avail, ok := int64(0), false
 	for s := bufio.NewScanner(io.LimitReader(f, 1<<16)); s.Scan(); {
 		if rest, found := strings.CutPrefix(s.Text(), "MemAvailable:"); found {
@@ -186,7 +187,7 @@ func verify(fd int, size int64, seals ...int) error {
 		return fmt.Errorf("%w: %w", ErrSeals, err)
 	}
 	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFREG || int64(fs.Type) != tmpfsMagic:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || fs.Type != tmpfsMagic:
 		return fmt.Errorf("%w: not a memfd", ErrSeals)
 	case st.Size != size:
 		return fmt.Errorf("%w: %d bytes, stated %d", ErrSeals, st.Size, size)

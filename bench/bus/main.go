@@ -58,6 +58,7 @@ type bench struct {
 	rates   map[string][]float64
 	profile *os.File             // of the second round of the case that is wanted
 	cpu     map[string][]float64 // microseconds of processor time a message, server included
+	bytes   map[string][]float64 // allocated a message, likewise
 }
 
 func run() error {
@@ -89,7 +90,7 @@ func run() error {
 	if !srv.ReadyForConnections(10 * time.Second) {
 		return errors.New("embedded nats-server not ready within 10 s")
 	}
-	b := &bench{url: srv.ClientURL(), n: *n, payload: []byte(strings.Repeat("x", *size)), judge: newJudge(), rates: make(map[string][]float64), cpu: make(map[string][]float64)}
+	b := &bench{url: srv.ClientURL(), n: *n, payload: []byte(strings.Repeat("x", *size)), judge: newJudge(), rates: make(map[string][]float64), cpu: make(map[string][]float64), bytes: make(map[string][]float64)}
 
 	if *profile != "" {
 		if *only == "" {
@@ -148,9 +149,9 @@ func (b *bench) table(path string, sync bool) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Print("\nprocessor time of client and server together, best round:\n")
+	fmt.Print("\nprocessor time and allocation of client and server together, best round:\n")
 	for _, name := range slices.Sorted(maps.Keys(b.cpu)) {
-		fmt.Fprintf(w, "%s\t%.1f µs a message\t\n", name, slices.Min(b.cpu[name]))
+		fmt.Fprintf(w, "%s\t%.1f µs a message\t%.0f B a message\t\n", name, slices.Min(b.cpu[name]), slices.Min(b.bytes[name]))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -174,6 +175,9 @@ func (b *bench) measure(only, name string, f func() error) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
+	var heap runtime.MemStats
+	runtime.ReadMemStats(&heap)
+	allocated := heap.TotalAlloc
 	start, before := time.Now(), processorTime()
 	if err := f(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -181,6 +185,8 @@ func (b *bench) measure(only, name string, f func() error) error {
 	took, used := time.Since(start), processorTime()-before
 	if only == "" || strings.Contains(name, only) {
 		b.rates[name] = append(b.rates[name], float64(b.n)/took.Seconds())
+		runtime.ReadMemStats(&heap)
+		b.bytes[name] = append(b.bytes[name], float64(heap.TotalAlloc-allocated)/float64(b.n))
 		b.cpu[name] = append(b.cpu[name], float64(used.Microseconds())/float64(b.n))
 	}
 	return nil

@@ -191,8 +191,8 @@ func openDatabase(st *state, tuning Tuning) (*config.SQL, error) {
 		PluginName:        sqliteplugin.PluginName,
 		DatabaseName:      st.path("temporal", "temporal.db"),
 		ConnectAttributes: attributes,
-		MaxConns:          sqliteConnections(tuning),
-		MaxIdleConns:      sqliteConnections(tuning),
+		MaxConns:          tuning.connections(),
+		MaxIdleConns:      tuning.connections(),
 		// The plugin never closes its connections itself; this closes those of a stopped server.
 		MaxConnLifetime: connectionLifetime,
 	}

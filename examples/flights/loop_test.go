@@ -288,7 +288,9 @@ func TestPromotionWithoutEnoughRowsIsRefused(t *testing.T) {
 		}
 		return publish(t.Context(), e)
 	}
-	m := func(logloss, auc float64) map[string]float64 { return map[string]float64{"logloss": logloss, "auc": auc} }
+	m := func(logloss, auc float64) map[string]float64 {
+		return map[string]float64{"logloss": logloss, "auc": auc}
+	}
 	for name, c := range map[string]struct {
 		err  error
 		deny bool

@@ -33,7 +33,7 @@ func newConn(f *os.File) (*conn, error) {
 	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		c.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("worker: descriptor %d is not a Unix socket", f.Fd())
 	}
 	return &conn{c: u, buf: make([]byte, maxPacket+1), oob: make([]byte, unix.CmsgSpace(4*maxFDs))}, nil
@@ -108,7 +108,8 @@ func (c *conn) receive() (packet, error) {
 	return p, nil
 }
 
-func (c *conn) close() { c.c.Close() }
+// close ends the connection; what was not sent by then is of no use to anyone.
+func (c *conn) close() { _ = c.c.Close() }
 
 func descriptors(oob []byte) ([]int, error) {
 	if len(oob) == 0 {

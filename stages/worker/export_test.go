@@ -22,11 +22,14 @@ func DecodeMessage(b []byte) (any, error) {
 		return decodeTokens(p.payload)
 	case kindOutput:
 		return decodeOutputNote(p.payload)
+	case kindOpen:
+		return decodeOpenNote(p.payload)
 	case kindDone:
 		return decodeDoneNote(p.payload)
+	default:
+		var v any
+		return v, decodeJSON(p.payload, &v)
 	}
-	var v any
-	return v, decodeJSON(p.payload, &v)
 }
 
 // Vectors are one message of each kind with a layout, as this package sends it.
@@ -58,6 +61,7 @@ func Vectors() (map[string][]byte, error) {
 		"ping":    {kindPing, 0, encodeU64(1)},
 		"release": {kindRelease, 5, encodeTokens([]uint64{0x1122334455667788})},
 		"output":  {kindOutput, 5, outputNote{7, 4096, 1000}.encode()},
+		"open":    {kindOpen, 5, openNote{1, 3, 9}.encode()},
 		"done":    {kindDone, 5, doneNote{64, 0}.encode()},
 	} {
 		if out[name], err = encodePacket(m.kind, m.job, m.payload); err != nil {

@@ -13,20 +13,21 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
 var (
-	// ErrWorkerDied: the child ended, or had to be ended, before its job did. All
+	// ErrWorkerDied means: the child ended, or had to be ended, before its job did. All
 	// that it held is taken back; the next job gets a new child. Always within a
 	// *DiedError.
 	ErrWorkerDied = errors.New("worker process died")
-	// ErrStalled: the child gave no sign of life for Config.HeartbeatTimeout.
+	// ErrStalled means: the child gave no sign of life for Config.HeartbeatTimeout.
 	ErrStalled = errors.New("worker process stalled")
-	// ErrClosed: the host is closed.
+	// ErrClosed means: the host is closed.
 	ErrClosed = errors.New("worker host closed")
-	// ErrUnknownStage: the child has no stage of that name.
+	// ErrUnknownStage means: the child has no stage of that name.
 	ErrUnknownStage = errors.New("unknown stage")
 )
 
@@ -58,6 +59,9 @@ type StageError struct {
 	Stage   string
 	Message string
 	Unknown bool // no such stage; the error then wraps ErrUnknownStage
+	// Permanent: the stage's error had a Permanent method that said so: running it
+	// again would fail again.
+	Permanent bool
 }
 
 func (e *StageError) Error() string {
@@ -137,14 +141,18 @@ type Job struct {
 	OnProgress func(Progress) error
 	OnLog      func(Log)
 	OnMetrics  func(map[string]float64) error
+	// OnCopied is told at the end how many body bytes this job's hand-overs copied,
+	// see Stats.CopiedBytes.
+	OnCopied func(bytes uint64)
 }
 
 // Input is one named input of a job.
 type Input struct {
 	Name string
-	// Batches yields the input. It is ranged over in its own goroutine, and must
-	// end when ctx does.
-	Batches func(ctx context.Context) iter.Seq2[InputBatch, error]
+	// Batches yields sequences from..to-1 of the input when the stage asks for
+	// them; to may be the largest uint64, "all there will be". It is ranged over in
+	// its own goroutine, and must end when ctx does.
+	Batches func(ctx context.Context, from, to uint64) iter.Seq2[InputBatch, error]
 }
 
 // InputBatch is one batch of an input: either leased, which passes the lease to
@@ -176,6 +184,10 @@ type Progress struct {
 	Total  int64              `json:"total,omitempty"` // 0: not known
 	Note   string             `json:"note,omitempty"`
 	Values map[string]float64 `json:"values,omitempty"`
+	// Notes are short text results, Checkpoint is where a retry may continue; both
+	// stand until they are replaced.
+	Notes      map[string]string `json:"notes,omitempty"`
+	Checkpoint json.RawMessage   `json:"checkpoint,omitempty"`
 }
 
 // Log is one log record of a stage.

@@ -16,9 +16,10 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/stages/worker"
-	"golang.org/x/sys/unix"
 )
 
 func TestRoundTripByReference(t *testing.T) {
@@ -67,7 +68,7 @@ func TestRoundTripByReference(t *testing.T) {
 		t.Errorf("arena %+v", st)
 	}
 	// What was kept outlives the job, and can be leased to the child again.
-	job := worker.Job{Stage: "where", Inputs: []worker.Input{{Name: "in", Batches: func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	job := worker.Job{Stage: "where", Inputs: []worker.Input{{Name: "in", Batches: func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for _, out := range kept {
 				l, err := hot.Open(out.Handle.String(), "again")
@@ -114,7 +115,7 @@ func TestChildReadsTheArenaItself(t *testing.T) {
 }
 
 func TestBatchesFromTheHeapAreCountedAsWritten(t *testing.T) {
-	heap := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	heap := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			rec := numbers(1, 2)
 			defer rec.Release()
@@ -274,7 +275,7 @@ func TestCancelledStageEndsAndChildStays(t *testing.T) {
 func TestStageErrors(t *testing.T) {
 	a := newArena(t, 1<<20)
 	h := host(t, worker.Config{})
-	for stage, want := range map[string]string{"fail": "it went wrong", "panic": "at the worst time", "nosuch": "no stage"} {
+	for stage, want := range map[string]string{"fail": "it went wrong", "panic": "at the worst time", "nosuch": "no stage", "scream": "\x01\x01"} {
 		err := h.Do(t.Context(), worker.Job{Stage: stage})
 		var s *worker.StageError
 		if !errors.As(err, &s) || !strings.Contains(s.Message, want) || errors.Is(err, worker.ErrUnknownStage) != (stage == "nosuch") {
@@ -286,7 +287,7 @@ func TestStageErrors(t *testing.T) {
 	if !errors.Is(err, refuse) {
 		t.Error(err)
 	}
-	broken := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+	broken := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) { yield(worker.InputBatch{}, refuse) }
 	}
 	err = h.Do(t.Context(), worker.Job{Stage: "double", Inputs: []worker.Input{{Name: "in", Batches: broken}}})
@@ -432,7 +433,7 @@ func Example() {
 	defer h.Close(ctx)
 	err = h.Do(ctx, worker.Job{
 		Stage: "double",
-		Inputs: []worker.Input{{Name: "in", Batches: func(context.Context) iter.Seq2[worker.InputBatch, error] {
+		Inputs: []worker.Input{{Name: "in", Batches: func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 			return func(yield func(worker.InputBatch, error) bool) {
 				batch := numbers(1, 2, 3)
 				defer batch.Release()
@@ -452,7 +453,7 @@ func Example() {
 
 func BenchmarkJob(b *testing.B) {
 	for _, rows := range []int{512, 128 << 10, 2 << 20} {
-		b.Run(fmt.Sprint(rows*8), func(b *testing.B) {
+		b.Run(strconv.Itoa(rows*8), func(b *testing.B) {
 			a := newArena(b, 64<<20)
 			h := host(b, worker.Config{})
 			x := make([]float64, rows)
@@ -465,7 +466,7 @@ func BenchmarkJob(b *testing.B) {
 			b.SetBytes(int64(rows * 8))
 			b.ReportAllocs()
 			n := b.N
-			feed := func(context.Context) iter.Seq2[worker.InputBatch, error] {
+			feed := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 				return func(yield func(worker.InputBatch, error) bool) {
 					for i := range n {
 						l, err := a.Lease(handle, "bench")

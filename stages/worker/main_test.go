@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -15,9 +16,10 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+	"go.uber.org/goleak"
+
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/stages/worker"
-	"go.uber.org/goleak"
 )
 
 // The test program is its own child: as a worker with the stages below, as a
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 var stages = map[string]worker.Func{
 	// double writes each batch with its numbers doubled.
 	"double": func(ctx context.Context, task *worker.ChildTask) error {
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -60,7 +62,7 @@ var stages = map[string]worker.Func{
 	},
 	// where says in which mapping of this process each batch's values lie.
 	"where": func(ctx context.Context, task *worker.ChildTask) error {
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -84,9 +86,9 @@ var stages = map[string]worker.Func{
 	},
 	// join adds two inputs.
 	"join": func(ctx context.Context, task *worker.ChildTask) error {
-		next, stop := iter.Pull2(task.Batches(ctx, "right"))
+		next, stop := iter.Pull2(task.Batches(ctx, "right", 0, math.MaxUint64))
 		defer stop()
-		for l, err := range task.Batches(ctx, "left") {
+		for l, err := range task.Batches(ctx, "left", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -105,7 +107,7 @@ var stages = map[string]worker.Func{
 	// hoard keeps what it gets and says how much that is.
 	"hoard": func(ctx context.Context, task *worker.ChildTask) error {
 		n := 0
-		for b, err := range task.Batches(ctx, "in") {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -119,7 +121,7 @@ var stages = map[string]worker.Func{
 	},
 	// hang takes a batch, says so, and stops listening.
 	"hang": func(ctx context.Context, task *worker.ChildTask) error {
-		for range task.Batches(ctx, "in") {
+		for range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err := task.Progress(worker.Progress{Done: int64(os.Getpid())}); err != nil {
 				return err
 			}
@@ -139,7 +141,11 @@ var stages = map[string]worker.Func{
 		task.Logger().With("a", 1).WithGroup("g").Warn("careful", "b", "two", "err", errors.New("oops"))
 		return task.Metrics(map[string]float64{"auc": 0.75, "params": float64(len(task.Params)), "env": float64(len(os.Environ()))})
 	},
-	"fail":  func(context.Context, *worker.ChildTask) error { return errors.New("it went wrong") },
+	"fail": func(context.Context, *worker.ChildTask) error { return errors.New("it went wrong") },
+	"scream": func(_ context.Context, task *worker.ChildTask) error {
+		task.Logger().Error(strings.Repeat("\x01", 100_000), "more", strings.Repeat("x", 100_000))
+		return errors.New(strings.Repeat("\x01", 100_000))
+	},
 	"panic": func(context.Context, *worker.ChildTask) error { panic("at the worst time") },
 	"exit": func(context.Context, *worker.ChildTask) error {
 		fmt.Fprintln(os.Stderr, "last words")
@@ -157,7 +163,7 @@ var stages = map[string]worker.Func{
 	},
 	// drain leases every batch and reads none of it.
 	"drain": func(ctx context.Context, task *worker.ChildTask) error {
-		for _, err := range task.Batches(ctx, "in") {
+		for _, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
 			if err != nil {
 				return err
 			}
@@ -195,38 +201,38 @@ func parent() {
 	select {}
 }
 
-func host(t testing.TB, cfg worker.Config) *worker.Host {
-	t.Helper()
+func host(tb testing.TB, cfg worker.Config) *worker.Host {
+	tb.Helper()
 	if cfg.Backoff == 0 {
 		cfg.Backoff = time.Millisecond
 	}
 	h, err := worker.Start(context.Background(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := h.Close(ctx); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return h
 }
 
-func newArena(t testing.TB, bytes int64) *shm.Arena {
-	t.Helper()
+func newArena(tb testing.TB, bytes int64) *shm.Arena {
+	tb.Helper()
 	a, err := shm.New(shm.Config{Bytes: bytes})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { a.Close() })
+	tb.Cleanup(func() { a.Close() })
 	return a
 }
 
 // leased feeds n small batches through the arena, sequence i holding i.
-func leased(a *shm.Arena, n int) func(context.Context) iter.Seq2[worker.InputBatch, error] {
-	return func(ctx context.Context) iter.Seq2[worker.InputBatch, error] {
+func leased(a *shm.Arena, n int) func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
+	return func(ctx context.Context, _, _ uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for i := range n {
 				rec := numbers(float64(i), float64(i)+0.5)
@@ -255,11 +261,11 @@ func one(a *shm.Arena, n int) []worker.Input {
 }
 
 // until polls a condition, for at most 10 s.
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+func until(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); <-time.After(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("timed out waiting until", what)
+			tb.Fatal("timed out waiting until", what)
 		}
 	}
 }
@@ -271,11 +277,11 @@ func gone(pid int) bool {
 	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
-func descriptors(t testing.TB) int {
-	t.Helper()
+func descriptors(tb testing.TB) int {
+	tb.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(all)
 }

@@ -46,9 +46,9 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close()
+	defer func() { _ = theirs.Close() }() // the child has its own
 	c, err := newConn(ours)
-	ours.Close()
+	_ = ours.Close() // c has its own descriptor
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,9 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		in: make(chan packet), taken: make(chan struct{}), exited: make(chan struct{}), dead: make(chan struct{}),
 		granted: map[string]bool{},
 	}
-	p.cmd = exec.Command(cfg.Command[0], cfg.Command[1:]...)
+	// No context: the child outlives the call that starts it, and ends by kill or
+	// stop.
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), cfg.Command[0], cfg.Command[1:]...)
 	p.cmd.Dir = cfg.Dir
 	p.cmd.Env = environment(cfg)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
@@ -82,7 +84,7 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		c.close()
 		return nil, fmt.Errorf("worker: start %s: %w", cfg.Command[0], err)
 	}
-	theirs.Close() // so that the socket ends when the child does
+	_ = theirs.Close() // so that the socket ends when the child does
 	if err := p.handshake(ctx); err != nil {
 		p.kill(err)
 		<-p.exited
@@ -114,7 +116,7 @@ func environment(cfg *Config) []string {
 func (p *process) handshake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.StartTimeout, fmt.Errorf("not ready after %v", p.cfg.StartTimeout))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { p.conn.c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = p.conn.c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := p.conn.send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); err != nil {
 		return err
@@ -140,7 +142,7 @@ func (p *process) handshake(ctx context.Context) error {
 // stalled child.
 func (p *process) read() {
 	for {
-		p.conn.c.SetReadDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
+		_ = p.conn.c.SetReadDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
 		p.reading.Store(true)
 		pkt, err := p.conn.receive()
 		p.reading.Store(false)

@@ -16,8 +16,9 @@ const (
 	magic           = 0x574B5453 // "STKW" in memory
 	headerBytes     = 16
 	maxPacket       = 64 << 10
-	maxReleases     = 1024 // tokens in one release
-	outputWindow    = 4    // outputs not yet acknowledged
+	maxReleases     = 1024    // tokens in one release
+	maxText         = 8 << 10 // of an error or log message: JSON may need six bytes for one
+	outputWindow    = 4       // outputs not yet acknowledged
 	socketFD        = 3
 	childEnv        = "STOKEHOLD_WORKER"
 )
@@ -46,9 +47,10 @@ const (
 	kindDone     kind = 38
 	kindFailed   kind = 39
 	kindPong     kind = 40
+	kindOpen     kind = 41
 )
 
-// ErrProtocol: the peer sent something that the protocol does not allow. The
+// ErrProtocol means: the peer sent something that the protocol does not allow. The
 // connection is over.
 var ErrProtocol = errors.New("worker protocol violated")
 
@@ -203,6 +205,27 @@ func decodeBatchLease(b []byte) (batchLease, error) {
 	return m, f.end()
 }
 
+// openNote asks for sequences from..to-1 of an input.
+type openNote struct {
+	input    uint16
+	from, to uint64
+}
+
+func (m openNote) encode() []byte {
+	b := binary.LittleEndian.AppendUint16(nil, m.input)
+	b = append(b, 0, 0, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint64(b, m.from)
+	return binary.LittleEndian.AppendUint64(b, m.to)
+}
+
+func decodeOpenNote(b []byte) (openNote, error) {
+	f := fields{b: b}
+	m := openNote{input: f.u16()}
+	f.next(6)
+	m.from, m.to = f.u64(), f.u64()
+	return m, f.end()
+}
+
 func encodeTokens(tokens []uint64) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, uint32(len(tokens)))
 	b = append(b, 0, 0, 0, 0)
@@ -281,10 +304,11 @@ type taskNote struct {
 
 // failedNote ends a job with an error.
 type failedNote struct {
-	Message string `json:"message"`
-	Unknown bool   `json:"unknown_stage,omitempty"`
-	Written uint64 `json:"written_bytes"`
-	Copied  uint64 `json:"copied_bytes"`
+	Message   string `json:"message"`
+	Unknown   bool   `json:"unknown_stage,omitempty"`
+	Permanent bool   `json:"permanent,omitempty"`
+	Written   uint64 `json:"written_bytes"`
+	Copied    uint64 `json:"copied_bytes"`
 }
 
 func decodeJSON(b []byte, v any) error {

@@ -10,10 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/stages/worker"
-	"golang.org/x/sys/unix"
 )
 
 // The messages of docs/WORKER-PROTOCOL.md, written out by hand: what a child in
@@ -23,6 +24,7 @@ const (
 	rawRelease = 33
 	rawOutput  = 34
 	rawDone    = 38
+	rawOpen    = 41
 )
 
 func raw(kind uint16, job uint32, payload ...byte) []byte {
@@ -115,6 +117,10 @@ func rawChild(mode string) {
 	for {
 		kind, payload, fd := receive()
 		switch kind {
+		case 4: // task: ask for its input
+			if needsBatch[mode] {
+				send(raw(rawOpen, 1, append(make([]byte, 8), u64s(0, 10)...)...))
+			}
 		case 5: // batch
 			tokens = append(tokens, binary.LittleEndian.Uint64(payload[16:]))
 		}
@@ -178,6 +184,8 @@ func misbehave(mode string, tokens []uint64) {
 		one := append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, u64s(tokens[0])...)
 		send(raw(rawRelease, 1, one...))
 		send(raw(rawRelease, 1, one...))
+	case "open of no input":
+		send(raw(rawOpen, 1, append([]byte{9, 0, 0, 0, 0, 0, 0, 0}, u64s(0, 10)...)...))
 	case "release of 2^32-1":
 		send(raw(rawRelease, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0))
 	case "other job":
@@ -211,7 +219,7 @@ func TestHostileChildren(t *testing.T) {
 		"unsealed": shm.ErrSeals, "sealed later": shm.ErrSeals, "wrong size": shm.ErrSeals, "pipe": shm.ErrSeals, "directory": shm.ErrSeals,
 		"not a frame": arrowio.ErrCorrupt, "bad values": arrowio.ErrCorrupt,
 		"no descriptor": worker.ErrProtocol, "two descriptors": worker.ErrProtocol, "many descriptors": worker.ErrProtocol, "descriptor with done": worker.ErrProtocol,
-		"overflow": worker.ErrProtocol, "forged token": worker.ErrProtocol, "double release": worker.ErrProtocol, "release of 2^32-1": worker.ErrProtocol,
+		"overflow": worker.ErrProtocol, "forged token": worker.ErrProtocol, "double release": worker.ErrProtocol, "release of 2^32-1": worker.ErrProtocol, "open of no input": worker.ErrProtocol,
 		"other job": worker.ErrProtocol, "unknown kind": worker.ErrProtocol, "short packet": worker.ErrProtocol, "false length": worker.ErrProtocol,
 		"huge packet": worker.ErrProtocol, "bad JSON": worker.ErrProtocol,
 	} {

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
-	"golang.org/x/sys/unix"
 )
 
 // run is one job on one child, host side.
@@ -26,6 +28,11 @@ type run struct {
 	leased map[uint64]held
 	over   bool
 	credit []chan struct{} // per input: one element per lease
+
+	copied  uint64 // only the serving goroutine counts
+	feeders sync.WaitGroup
+	abort   context.CancelCauseFunc
+	feeding []atomic.Bool // per input
 }
 
 type held struct {
@@ -36,6 +43,7 @@ type held struct {
 func (r *run) do(ctx context.Context) error {
 	names := make([]string, len(r.job.Inputs))
 	r.leased = map[uint64]held{}
+	r.feeding = make([]atomic.Bool, len(r.job.Inputs))
 	for i, in := range r.job.Inputs {
 		names[i] = in.Name
 		r.credit = append(r.credit, make(chan struct{}, r.host.cfg.Credit))
@@ -49,20 +57,17 @@ func (r *run) do(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	r.abort = cancel
 	if err := r.p.conn.send(kindTask, r.id, note); err != nil {
 		r.p.kill(err)
 	}
-	var feeders sync.WaitGroup
-	for i := range r.job.Inputs {
-		feeders.Go(func() {
-			if err := r.feed(ctx, i); err != nil && ctx.Err() == nil {
-				cancel(err)
-			}
-		})
-	}
 	err = r.serve(ctx)
 	cancel(errJobOver)
-	feeders.Wait()
+	r.feeders.Wait()
+	r.host.count.copied.Add(r.copied)
+	if r.job.OnCopied != nil {
+		r.job.OnCopied(r.copied)
+	}
 	r.reclaim()
 	return err
 }
@@ -130,10 +135,13 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 		switch pkt.kind {
 		case kindProgress, kindLog, kindMetrics: // late words of an earlier job
 			return false, nil
+		default:
+			return false, violation("message of kind %d for job %d while job %d runs", pkt.kind, pkt.job, r.id)
 		}
-		return false, violation("message of kind %d for job %d while job %d runs", pkt.kind, pkt.job, r.id)
 	}
 	switch pkt.kind {
+	case kindOpen:
+		return false, r.open(ctx, pkt.payload)
 	case kindRelease:
 		tokens, err := decodeTokens(pkt.payload)
 		if err != nil {
@@ -164,7 +172,7 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 	case kindDone:
 		d, err := decodeDoneNote(pkt.payload)
 		r.host.count.childWritten.Add(d.written)
-		r.host.count.copied.Add(d.copied)
+		r.copied += d.copied
 		return true, err
 	case kindFailed:
 		var f failedNote
@@ -172,16 +180,38 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 			return true, err
 		}
 		r.host.count.childWritten.Add(f.Written)
-		r.host.count.copied.Add(f.Copied)
-		return true, &StageError{Stage: r.job.Stage, Message: f.Message, Unknown: f.Unknown}
+		r.copied += f.Copied
+		return true, &StageError{Stage: r.job.Stage, Message: f.Message, Unknown: f.Unknown, Permanent: f.Permanent}
+	default:
+		return false, violation("message of kind %d from the child", pkt.kind)
 	}
-	return false, violation("message of kind %d from the child", pkt.kind)
+}
+
+// open starts to feed an input that the child asks for.
+func (r *run) open(ctx context.Context, payload []byte) error {
+	note, err := decodeOpenNote(payload)
+	if err != nil {
+		return err
+	}
+	i := int(note.input)
+	if i >= len(r.job.Inputs) {
+		return violation("open of input %d of %d", i, len(r.job.Inputs))
+	}
+	if r.feeding[i].Swap(true) {
+		return violation("open of input %d, which is open", i)
+	}
+	r.feeders.Go(func() {
+		if err := r.feed(ctx, i, note.from, note.to); err != nil && ctx.Err() == nil {
+			r.abort(err)
+		}
+	})
+	return nil
 }
 
 // feed leases one input's batches to the child, as fast as it releases them.
-func (r *run) feed(ctx context.Context, input int) error {
+func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 	name := r.job.Inputs[input].Name
-	for in, err := range r.job.Inputs[input].Batches(ctx) {
+	for in, err := range r.job.Inputs[input].Batches(ctx, from, to) {
 		if err != nil {
 			return fmt.Errorf("input %q: %w", name, err)
 		}
@@ -202,6 +232,7 @@ func (r *run) feed(ctx context.Context, input int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	r.feeding[input].Store(false) // the child may ask again once it has read the end
 	return r.sent(r.p.conn.send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input))))
 }
 
@@ -363,7 +394,7 @@ func (r *run) output(ctx context.Context, pkt packet, cancelled bool) error {
 	}
 	r.host.count.outBatches.Add(1)
 	r.host.count.outBytes.Add(uint64(body))
-	r.host.count.copied.Add(uint64(arrowio.BytesOutside(out.Batch, frame)))
+	r.copied += uint64(arrowio.BytesOutside(out.Batch, frame))
 	if r.job.OnBatch != nil && !cancelled {
 		if err := r.job.OnBatch(ctx, out); err != nil {
 			return fmt.Errorf("take output %d: %w", note.sequence, err)

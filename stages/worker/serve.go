@@ -11,8 +11,9 @@ import (
 	"runtime/debug"
 	"sync"
 
-	"github.com/stokehold/stokehold/arrowio/shm"
 	"golang.org/x/sys/unix"
+
+	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
 // Func is stage code that runs in a child. It returns when its work is done or
@@ -46,7 +47,7 @@ func Serve(ctx context.Context, stages map[string]Func) error {
 	unix.CloseOnExec(socketFD)
 	f := os.NewFile(socketFD, "worker-socket")
 	c, err := newConn(f)
-	f.Close()
+	_ = f.Close() // c has its own descriptor
 	if err != nil {
 		return err
 	}
@@ -127,6 +128,7 @@ func (s *server) handle(ctx context.Context, pkt packet) error {
 		return nil
 	case kindTask:
 		return s.start(ctx, pkt)
+	default: // of a job
 	}
 	s.mu.Lock()
 	t := s.task
@@ -157,13 +159,14 @@ func (s *server) handle(ctx context.Context, pkt packet) error {
 	case kindCancel:
 		t.cancel(fmt.Errorf("cancelled by the host: %s", pkt.payload))
 		return nil
+	default:
+		return violation("message of kind %d from the host", pkt.kind)
 	}
-	return violation("message of kind %d from the host", pkt.kind)
 }
 
 func (s *server) grant(pkt packet) error {
 	fd := pkt.fds[0]
-	defer unix.Close(fd)
+	defer closeAll(pkt.fds)
 	m, err := decodeArenaGrant(pkt.payload)
 	if err != nil {
 		return err
@@ -240,8 +243,15 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 	if err == nil {
 		err = s.conn.send(kindDone, t.job, note.encode())
 	} else {
-		b, _ := json.Marshal(failedNote{Message: clipped(err.Error(), 32<<10), Unknown: unknown, Written: note.written, Copied: note.copied}) // strings and numbers always marshal
-		err = s.conn.send(kindFailed, t.job, b)
+		var p interface{ Permanent() bool }
+		permanent := errors.As(err, &p) && p.Permanent()
+		var b []byte
+		b, err = json.Marshal(failedNote{
+			Message: clipped(err.Error(), maxText), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied,
+		})
+		if err == nil {
+			err = s.conn.send(kindFailed, t.job, b)
+		}
 	}
 	if err != nil {
 		s.conn.close() // the host is gone; the loop ends

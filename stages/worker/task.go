@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/apache/arrow-go/v18/arrow"
+
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
@@ -26,7 +28,6 @@ type ChildTask struct {
 	cancel  context.CancelCauseFunc
 	credit  int
 	names   []string
-	inputs  []chan batchLease
 	window  chan struct{} // outputs not acknowledged
 	written arrowio.Copies
 	copied  atomic.Uint64
@@ -34,18 +35,14 @@ type ChildTask struct {
 	mu       sync.Mutex
 	released []uint64
 	over     bool
-	used     []bool
-
-	ends []bool // only the receiving goroutine looks at it
+	inputs   []chan batchLease // of the open ones; nil: not open
+	stale    []bool            // left by a loop that ended early
 }
 
 func newTask(s *server, job uint32, n taskNote, cancel context.CancelCauseFunc) *ChildTask {
 	t := &ChildTask{
 		Stage: n.Stage, Params: n.Params, server: s, job: job, cancel: cancel, credit: n.Credit, names: n.Inputs,
-		window: make(chan struct{}, outputWindow), ends: make([]bool, len(n.Inputs)), used: make([]bool, len(n.Inputs)),
-	}
-	for range n.Inputs {
-		t.inputs = append(t.inputs, make(chan batchLease, n.Credit))
+		window: make(chan struct{}, outputWindow), inputs: make([]chan batchLease, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
 	}
 	return t
 }
@@ -60,28 +57,22 @@ type Batch struct {
 // Inputs are the names of the job's inputs.
 func (t *ChildTask) Inputs() []string { return slices.Clone(t.names) }
 
-// Batches yields an input's batches in sequence. Each is valid until the loop
-// body ends unless retained; while batches are retained the host may have no
-// credit to send more. An input can be ranged over once.
-func (t *ChildTask) Batches(ctx context.Context, input string) iter.Seq2[Batch, error] {
+// Batches yields sequences from..to-1 of an input. Each batch is valid until the
+// loop body ends unless retained; while batches are retained the host may have no
+// credit to send more. An input can be ranged over again once a loop has seen its
+// end; one that was left early is spent, since the host goes on sending it.
+func (t *ChildTask) Batches(ctx context.Context, input string, from, to uint64) iter.Seq2[Batch, error] {
 	return func(yield func(Batch, error) bool) {
 		fail := func(err error) { yield(Batch{}, fmt.Errorf("worker: input %q: %w", input, err)) }
-		i := slices.Index(t.names, input)
-		if i < 0 {
-			fail(fmt.Errorf("no such input; there are %q", t.names))
-			return
-		}
-		t.mu.Lock()
-		used := t.used[i]
-		t.used[i] = true
-		t.mu.Unlock()
-		if used {
-			fail(fmt.Errorf("ranged over twice"))
+		i, arrivals, err := t.openInput(input, from, to)
+		if err != nil {
+			fail(err)
 			return
 		}
 		for {
-			m, ok, err := t.next(ctx, i)
+			m, ok, err := t.next(ctx, arrivals)
 			if err != nil {
+				t.spend(i)
 				fail(err)
 				return
 			}
@@ -90,29 +81,58 @@ func (t *ChildTask) Batches(ctx context.Context, input string) iter.Seq2[Batch, 
 			}
 			rec, err := t.open(m)
 			if err != nil {
+				t.spend(i)
 				fail(fmt.Errorf("batch %d: %w", m.sequence, err))
 				return
 			}
 			more := yield(Batch{m.sequence, rec}, nil)
 			rec.Release()
 			if !more {
+				t.spend(i)
 				return
 			}
 		}
 	}
 }
 
+// openInput asks the host for an input.
+func (t *ChildTask) openInput(input string, from, to uint64) (int, chan batchLease, error) {
+	i := slices.Index(t.names, input)
+	if i < 0 {
+		return 0, nil, fmt.Errorf("no such input; there are %q", t.names)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.over:
+		return 0, nil, fmt.Errorf("stage %q is over", t.Stage)
+	case t.stale[i]:
+		return 0, nil, errors.New("a loop over it was left before its end")
+	case t.inputs[i] != nil:
+		return 0, nil, errors.New("is being ranged over")
+	}
+	c := make(chan batchLease, t.credit)
+	t.inputs[i] = c
+	return i, c, t.server.conn.send(kindOpen, t.job, openNote{uint16(i), from, to}.encode())
+}
+
+func (t *ChildTask) spend(input int) {
+	t.mu.Lock()
+	t.stale[input] = true
+	t.mu.Unlock()
+}
+
 // next waits for a batch. Before it waits it gives back what was released: the
 // host may be waiting for that.
-func (t *ChildTask) next(ctx context.Context, input int) (batchLease, bool, error) {
+func (t *ChildTask) next(ctx context.Context, arrivals chan batchLease) (batchLease, bool, error) {
 	select {
-	case m, ok := <-t.inputs[input]:
+	case m, ok := <-arrivals:
 		return m, ok, nil
 	default:
 	}
 	t.flush()
 	select {
-	case m, ok := <-t.inputs[input]:
+	case m, ok := <-arrivals:
 		return m, ok, nil
 	case <-ctx.Done():
 		return batchLease{}, false, context.Cause(ctx)
@@ -171,11 +191,13 @@ func (t *ChildTask) close() {
 }
 
 func (t *ChildTask) arrived(m batchLease) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if int(m.input) >= len(t.inputs) {
 		return violation("batch for input %d of %d", m.input, len(t.inputs))
 	}
-	if t.ends[m.input] {
-		return violation("batch for input %d after its end", m.input)
+	if t.inputs[m.input] == nil {
+		return violation("batch for input %d, which is not open", m.input)
 	}
 	select {
 	case t.inputs[m.input] <- m:
@@ -186,14 +208,16 @@ func (t *ChildTask) arrived(m batchLease) error {
 }
 
 func (t *ChildTask) ended(input int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if input >= len(t.inputs) {
 		return violation("end of input %d of %d", input, len(t.inputs))
 	}
-	if t.ends[input] {
-		return violation("input %d ended twice", input)
+	if t.inputs[input] == nil {
+		return violation("end of input %d, which is not open", input)
 	}
-	t.ends[input] = true
 	close(t.inputs[input])
+	t.inputs[input] = nil
 	return nil
 }
 
@@ -282,7 +306,7 @@ func (h logHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h logHandler) Handle(_ context.Context, r slog.Record) error {
-	l := Log{Level: r.Level, Message: clipped(r.Message, 16<<10)}
+	l := Log{Level: r.Level, Message: clipped(r.Message, maxText)}
 	add := func(key string, v slog.Value) {
 		if l.Attrs == nil {
 			l.Attrs = map[string]any{}

@@ -112,18 +112,23 @@ type Options struct {
 	Discover Discover
 }
 
-// Flags registers the flags that every command understands. No flag takes a
-// secret: a command line is readable by every user of the machine.
+// Flags registers the flags that every command understands.
 func Flags(fs *pflag.FlagSet) {
 	fs.String("config", "", "configuration `file` (default ./"+DefaultFile+" when it exists)")
-	fs.String("nats-url", "", "NATS server `url` (NATS_URL)")
+	fs.String("state", "", "state `directory` of the embedded stack (STOKEHOLD_STATE, default ./"+DefaultStateDir+")")
+	fs.StringSlice("policy", nil, "more rules: a policy `file` or directory; repeatable (STOKEHOLD_POLICIES)")
+}
+
+// ServerFlags registers the flags that say where the servers are. No flag takes a
+// secret: a command line is readable by every user of the machine.
+func ServerFlags(fs *pflag.FlagSet) {
+	fs.String("nats-url", "", "NATS server `URL` (NATS_URL)")
 	fs.String("nats-creds", "", "NATS credentials `file` (NATS_CREDS)")
 	fs.String("temporal-address", "", "Temporal frontend `host:port` (TEMPORAL_ADDRESS)")
 	fs.String("temporal-namespace", "", "Temporal namespace `name` (TEMPORAL_NAMESPACE)")
-	fs.String("s3-endpoint", "", "S3 endpoint `url` (S3_ENDPOINT)")
+	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
 	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
 	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
-	fs.StringSlice("policy", nil, "policy `file` judging every event; repeatable (STOKEHOLD_POLICIES)")
 }
 
 func flagKeys() map[string]string {
@@ -158,7 +163,7 @@ func Load(o Options) (Config, error) {
 		}
 	}
 	layers := []layer{
-		{"default", flat(defaults())},
+		{"the default", flat(defaults())},
 		{"the configuration file", file},
 		{"the environment", generic},
 		{"the environment", prefixed},

@@ -20,7 +20,7 @@ func flags(t *testing.T, args ...string) *pflag.FlagSet {
 	t.Helper()
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	config.Flags(fs)
-	fs.String("state", "", "")
+	config.ServerFlags(fs)
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestLoadPrecedence(t *testing.T) {
 		}
 	}
 	none := []string{"HOME=/"}
-	check("nothing", load(nil, none), "nats://127.0.0.1:4222", "default")
+	check("nothing", load(nil, none), "nats://127.0.0.1:4222", "the default")
 	check("dev", load(dev(running), none), "nats://127.0.0.1:1111", "the running dev")
 	write(t, dir, config.DefaultFile, "nats:\n  url: nats://file:1\n  password: from-file\n")
 	check("file over dev", load(dev(running), none), "nats://file:1", "the configuration file")

@@ -57,6 +57,7 @@ func run() error {
 	var (
 		rounds   = flag.Int("n", 100, "measured rounds of each case")
 		warm     = flag.Int("warm", 10, "rounds before the measured ones")
+		pause    = flag.Duration("pause", 0, "idle time between rounds")
 		stock    = flag.Bool("stock", false, "run the Temporal server with its own defaults")
 		conns    = flag.Int("conns", 0, "SQLite connections (0: the stack's choice)")
 		shards   = flag.Int("shards", 0, "history shards (0: the stack's choice)")
@@ -135,7 +136,7 @@ func run() error {
 		if !strings.Contains(k.name, *only) {
 			continue
 		}
-		times, cpu, err := measure(ctx, c, k, *warm, *rounds)
+		times, cpu, err := measure(ctx, c, k, *warm, *rounds, *pause)
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
@@ -192,7 +193,7 @@ type measured struct {
 
 // measure gives the milliseconds of each round, and the processor time of one: client, worker and servers
 // together, which says more than the clock does while other programs keep the processors busy.
-func measure(ctx context.Context, c client.Client, k measured, warm, rounds int) (ms []float64, cpu float64, err error) {
+func measure(ctx context.Context, c client.Client, k measured, warm, rounds int, pause time.Duration) (ms []float64, cpu float64, err error) {
 	if k.setup != nil {
 		end, err := k.setup(ctx, c)
 		if err != nil {
@@ -204,6 +205,13 @@ func measure(ctx context.Context, c client.Client, k measured, warm, rounds int)
 	for i := range warm + rounds {
 		if i == warm {
 			before = processor()
+		}
+		if pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil, 0, ctx.Err()
+			}
 		}
 		begin := time.Now()
 		if err := k.round(ctx, c, i); err != nil {

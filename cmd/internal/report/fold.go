@@ -16,16 +16,16 @@ type Fold struct {
 	Tiers   Tiers
 }
 
-// TypeWeekClosed is the flights example's event that sums up one week; its data
+// TypeWeekSettled is the flights example's event that sums up one week; its data
 // is a Week.
-const TypeWeekClosed = "week.closed"
+const TypeWeekSettled = "week.settled"
 
 // Add counts one event. Data that does not decode is counted and otherwise left
 // alone: the bus has checked it, and a report must not fail for a display.
 func (f Fold) Add(d events.Delivery) Fold {
 	f.Events++
 	switch d.Type() {
-	case TypeWeekClosed:
+	case TypeWeekSettled:
 		var w Week
 		if json.Unmarshal(d.Data(), &w) == nil {
 			if w.From == "" && !d.Time().IsZero() {

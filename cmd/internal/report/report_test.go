@@ -88,7 +88,7 @@ func fixture(t *testing.T) report.Source {
 		{Rows: 11500, Frozen: report.Score{LogLoss: 0.4400, AUC: 0.6900}, Loop: report.Score{LogLoss: 0.4391, AUC: 0.6911}, Drift: true, Reason: "the last retraining was less than two weeks ago (cooldown)"},
 	} {
 		w.Week = 7 + i
-		l.add(report.TypeWeekClosed, fmt.Sprint("week/", w.Week), day.AddDate(0, 0, 7*i), w)
+		l.add(report.TypeWeekSettled, fmt.Sprint("week/", w.Week), day.AddDate(0, 0, 7*i), w)
 	}
 	// Published again after the deduplication window had passed.
 	l.all = append(l.all, l.all[0], l.all[len(l.all)-1])

@@ -71,7 +71,7 @@ func eventLine(d Event) string {
 		if e, ok := decode[events.TriggerSuppressed](d.Delivery); ok {
 			return fmt.Sprintf("trigger %s started nothing: %s", e.Trigger, e.Reason)
 		}
-	case report.TypeWeekClosed:
+	case report.TypeWeekSettled:
 		if w, ok := decode[report.Week](d.Delivery); ok {
 			return fmt.Sprintf("week %d: %s rows, log loss %v frozen %v loop, AUC %v frozen %v loop",
 				w.Week, report.Count(w.Rows), w.Frozen.LogLoss, w.Loop.LogLoss, w.Frozen.AUC, w.Loop.AUC)

@@ -23,7 +23,7 @@ type Options struct {
 	Clock     func() time.Time // nil: time.Now
 }
 
-// Show shows s and what msgs bring until msgs is closed or ctx ends. It owns Out
+// Show shows s and what msgs bring until msgs is closed or brings nil, or ctx ends. It owns Out
 // until it returns, then the terminal is as it was, with the last frame left
 // standing. Sends to msgs never wait long: everything there is drawn at once.
 func Show(ctx context.Context, o Options, s State, msgs <-chan Msg) error {
@@ -61,7 +61,7 @@ func lines(ctx context.Context, o Options, s State, msgs <-chan Msg) error {
 		case <-ctx.Done():
 			return nil
 		case m, ok := <-msgs:
-			if !ok {
+			if !ok || m == nil {
 				return nil
 			}
 			s = Update(Update(s, Tick{o.Clock()}), m)
@@ -82,6 +82,7 @@ type program struct {
 	msgs    <-chan Msg
 	pressed int
 	killed  bool
+	ending  bool // of next alone, which runs once at a time
 }
 
 type (
@@ -104,16 +105,20 @@ func (p *program) Init() tea.Cmd {
 
 // next waits for a message and takes along those that came with it.
 func (p *program) next() tea.Msg {
+	if p.ending {
+		return over{}
+	}
 	m, ok := <-p.msgs
-	if !ok {
+	if !ok || m == nil {
 		return over{}
 	}
 	batch := several{m}
 	for len(batch) < maxDrain {
 		select {
 		case m, ok := <-p.msgs:
-			if !ok {
-				return batch // the next call finds it closed again
+			if !ok || m == nil {
+				p.ending = true // draw these first
+				return batch
 			}
 			batch = append(batch, m)
 		default:

@@ -131,7 +131,7 @@ func demo(n int) *play {
 			}
 		}
 		p.event(ms, events.TypeTierMoved, "", "", events.TierMoved{Dataset: "flights/features", From: "warm", To: "cold"})
-		p.event(300*ms, report.TypeWeekClosed, "", "", w)
+		p.event(300*ms, report.TypeWeekSettled, "", "", w)
 		judged += 40
 		p.say(0, view.Counters{Judged: judged, Denied: int64(n / 5)})
 	}
