@@ -1,6 +1,3 @@
-// Package arrowio names Arrow record batches and moves them as standard
-// encapsulated IPC messages, in place where memory allows. It imports nothing
-// else of Stokehold's.
 package arrowio
 
 import (
@@ -11,6 +8,7 @@ import (
 // Tier is a storage class, named by distance from the accelerator.
 type Tier string
 
+// The tiers, nearest first.
 const (
 	Hot  Tier = "hot"  // shared memory
 	Warm Tier = "warm" // local disk, Arrow IPC, mapped
@@ -50,9 +48,9 @@ func (r Ref) In(t Tier) (Location, bool) {
 	return Location{}, false
 }
 
-// ErrCorrupt: bytes do not match their checksum, schema or framing.
+// ErrCorrupt means: bytes do not match their checksum, schema or framing.
 var ErrCorrupt = errors.New("corrupt batch")
 
-// ErrGone: the location no longer exists (arena closed, slot reused, object
+// ErrGone means: the location no longer exists (arena closed, slot reused, object
 // deleted). Another location may still serve.
 var ErrGone = errors.New("batch location gone")

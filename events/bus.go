@@ -84,6 +84,7 @@ type Bus struct {
 	sender    *sender
 	approvals approvals
 	stats     counters
+	envelopes sync.Pool // of *envelope, empty
 
 	mu        sync.Mutex
 	closed    bool

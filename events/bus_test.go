@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/internal/natstest"
 )
@@ -201,5 +203,58 @@ func TestReplaySelects(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+func TestProbeTellsWhenTheServerDoesNotPersist(t *testing.T) {
+	t.Parallel()
+	b, srv, _ := openBus(t, nil)
+	if err := b.Probe(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	srv.Stop()
+	ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+	defer cancel()
+	if err := b.Probe(ctx); !errors.Is(err, events.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("probe of a stopped server: %v", err)
+	}
+	if err := b.Publish(ctx, sealed(t, "1", "x")); !errors.Is(err, events.ErrUnavailable) {
+		t.Errorf("publish to a stopped server: %v", err)
+	}
+	srv.Restart()
+	eventually(t, "the bus is well again", func() bool { return b.Probe(testContext(t)) == nil })
+}
+
+func TestPublishObeysItsContextAndALimitOfTheStream(t *testing.T) {
+	t.Parallel()
+	b, _, nc := openBus(t, nil)
+	done, cancel := context.WithCancel(testContext(t))
+	cancel()
+	if err := b.Publish(done, sealed(t, "1", "x")); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	// A stream that takes no more answers with an error, not with silence.
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(testContext(t), "STOKEHOLD_EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.CachedInfo().Config
+	cfg.MaxMsgs, cfg.Discard = 2, jetstream.DiscardNew
+	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+	errs := eachError(b.Publish(testContext(t), manySealed(t, 0, 5)...))
+	if len(errs) < 3 {
+		t.Fatalf("%d errors", len(errs))
+	}
+	for _, e := range errs {
+		var api *jetstream.APIError
+		if !errors.Is(e, events.ErrUnavailable) || !errors.As(e, &api) {
+			t.Errorf("%v", e)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -68,6 +69,10 @@ func normalize(ev *Event) error {
 	if err != nil {
 		return err
 	}
+	return normalizeContext(ev, ec, ec.Source.String())
+}
+
+func normalizeContext(ev *Event, ec *event.EventContextV1, source string) error {
 	var faults []error
 	for name, err := range ev.FieldErrors {
 		faults = append(faults, fmt.Errorf("%s: %w", name, err))
@@ -83,11 +88,10 @@ func normalize(ev *Event) error {
 		faults = append(faults, errors.New("id: missing"))
 	}
 	text("id", ec.ID)
-	if src := ec.Source.String(); src == "" {
+	if source == "" {
 		faults = append(faults, errors.New("source: missing"))
-	} else {
-		text("source", src)
 	}
+	text("source", source)
 	if err := checkTypeName(ec.Type); err != nil {
 		faults = append(faults, fmt.Errorf("type: %w", err))
 	}
@@ -126,6 +130,7 @@ func normalize(ev *Event) error {
 		}
 		s, ok := v.(string)
 		if !ok {
+			var err error
 			if s, err = types.Format(v); err != nil {
 				faults = append(faults, fmt.Errorf("%s: %w", name, err))
 				continue
@@ -194,18 +199,44 @@ func checkExtensionName(name string) error {
 // holds the space between them and no two events share an id.
 func messageID(source, id string) string { return source + " " + id }
 
+// envelope is a message and what backs its headers, used again and again: maps
+// and slices anew for each event would be most of what publishing allocates.
+type envelope struct {
+	msg  nats.Msg
+	vals []string
+}
+
+// clear drops what the envelope holds of an event.
+func (e *envelope) clear() {
+	clear(e.msg.Header)
+	clear(e.vals)
+	e.msg = nats.Msg{Header: e.msg.Header}
+	e.vals = e.vals[:0]
+}
+
 // encodeEvent writes a normalized event into a message. The message shares the
 // event's data.
 func encodeEvent(ev *Event, subject string) (*nats.Msg, error) {
-	ec, err := contextOf(ev)
-	if err != nil {
+	var e envelope
+	if err := e.encode(ev, subject); err != nil {
 		return nil, err
 	}
+	return &e.msg, nil
+}
+
+// encode writes a normalized event into an empty envelope.
+func (e *envelope) encode(ev *Event, subject string) error {
+	ec, err := contextOf(ev)
+	if err != nil {
+		return err
+	}
 	n := 9 + len(ec.Extensions)
-	h := make(nats.Header, n)
-	// One array backs all values: a header of its own slice each would cost as
-	// many allocations as attributes.
-	vals := make([]string, 0, n)
+	if e.msg.Header == nil {
+		e.msg.Header = make(nats.Header, n)
+	}
+	h := e.msg.Header
+	// One array backs all values. When it grows, the headers so far keep the old.
+	vals := slices.Grow(e.vals, n)
 	size := 0
 	put := func(key, v string) {
 		size += len(key) + len(v) + len(": \r\n")
@@ -235,15 +266,17 @@ func encodeEvent(ev *Event, subject string) (*nats.Msg, error) {
 		text, ok := v.(string)
 		if !ok {
 			if text, err = types.Format(v); err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
 		put(attrPrefix+name, escapeAttr(text))
 	}
 	if size > maxEncodedBytes {
-		return nil, fmt.Errorf("headers of %d bytes, the limit is %d", size, maxEncodedBytes)
+		return fmt.Errorf("headers of %d bytes, the limit is %d", size, maxEncodedBytes)
 	}
-	return &nats.Msg{Subject: subject, Header: h, Data: ev.DataEncoded}, nil
+	e.vals = vals
+	e.msg.Subject, e.msg.Data = subject, ev.DataEncoded
+	return nil
 }
 
 // decoded holds everything that an event without extensions points to, so that
@@ -257,10 +290,22 @@ type decoded struct {
 
 // decodeEvent reads a message in binary mode. The event shares data.
 func decodeEvent(h nats.Header, data []byte) (Event, error) {
+	var d decoder
+	return d.decode(h, data)
+}
+
+// decoder reads messages of which many in a row have the same source, and
+// parses that once. Not safe for concurrent use.
+type decoder struct {
+	source string
+	parsed url.URL
+}
+
+func (dec *decoder) decode(h nats.Header, data []byte) (Event, error) {
 	d := &decoded{}
 	ec := &d.ec
 	size := 0
-	version := ""
+	version, source := "", ""
 	for key, vals := range h {
 		if key == hdrContentType {
 			v, err := single(key, vals)
@@ -290,11 +335,15 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 		case "id":
 			ec.ID = v
 		case "source":
-			u, err := url.Parse(v)
-			if err != nil {
-				return Event{}, fmt.Errorf("source: %w", err)
+			if v != dec.source || v == "" {
+				u, err := url.Parse(v)
+				if err != nil {
+					return Event{}, fmt.Errorf("source: %w", err)
+				}
+				dec.source, dec.parsed = v, *u
 			}
-			ec.Source.URL = *u
+			source = v
+			ec.Source.URL = dec.parsed
 		case "type":
 			ec.Type = v
 		case "subject":
@@ -317,7 +366,7 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 				return Event{}, fmt.Errorf("more than %d extension attributes", maxExtensions)
 			}
 			if ec.Extensions == nil {
-				ec.Extensions = make(map[string]any, len(h))
+				ec.Extensions = make(map[string]any)
 			}
 			ec.Extensions[name] = v
 		}
@@ -332,7 +381,7 @@ func decodeEvent(h nats.Header, data []byte) (Event, error) {
 	if len(data) == 0 {
 		ev.DataEncoded = nil
 	}
-	return ev, normalize(&ev)
+	return ev, normalizeContext(&ev, ec, source)
 }
 
 func single(key string, vals []string) (string, error) {

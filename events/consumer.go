@@ -1,9 +1,11 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,7 +15,7 @@ import (
 const (
 	// maxWaiting bounds the messages of one consumer that wait in this process
 	// for the judge.
-	maxWaiting = 512
+	maxWaiting = 1000
 	// judgeRetryMax bounds the pause between tries to reach a Judge that decides
 	// nothing.
 	judgeRetryMax = 5 * time.Second
@@ -503,6 +505,11 @@ func (c *Consumer) gather(rs []*received) ([]*received, bool) {
 }
 
 func (c *Consumer) handleBatch(h BatchHandler, rs []*received) {
+	// Events that come again come behind younger ones.
+	bySequence := func(a, b *received) int { return cmp.Compare(a.sequence, b.sequence) }
+	if !slices.IsSortedFunc(rs, bySequence) {
+		slices.SortFunc(rs, bySequence)
+	}
 	ds := make([]Delivery, len(rs))
 	for i, r := range rs {
 		ds[i] = r.delivery()

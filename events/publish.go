@@ -101,6 +101,14 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 	}
 	call := b.sender.begin(len(out))
 	sent := make([]int, 0, len(out))
+	envelopes := make([]*envelope, 0, len(out))
+	// Nothing is sent again once wait has returned.
+	defer func() {
+		for _, e := range envelopes {
+			e.clear()
+			b.envelopes.Put(e)
+		}
+	}()
 	for start := 0; start < len(out); start += judgeChunk {
 		chunk := out[start:min(start+judgeChunk, len(out))]
 		b.recall(chunk)
@@ -110,13 +118,17 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 			if o.err != nil {
 				continue
 			}
-			msg, err := encodeEvent(&o.ev, o.subject)
-			if err != nil {
+			e, _ := b.envelopes.Get().(*envelope)
+			if e == nil {
+				e = &envelope{}
+			}
+			envelopes = append(envelopes, e)
+			if err := e.encode(&o.ev, o.subject); err != nil {
 				o.err = fmt.Errorf("%w: %w", ErrInvalid, err)
 				continue
 			}
 			sent = append(sent, start+i)
-			b.sender.send(ctx, call, msg)
+			b.sender.send(ctx, call, &e.msg)
 		}
 	}
 	stored := uint64(0)

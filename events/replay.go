@@ -66,8 +66,9 @@ func (b *Bus) replay(ctx context.Context, chunk []stored, yield func(Delivery, e
 	evs := make([]Event, len(chunk))
 	errs := make([]error, len(chunk))
 	judged := make([]*Event, 0, len(chunk))
+	decode := b.eventDecoder()
 	for i, m := range chunk {
-		if evs[i], errs[i] = b.decode(m.msg); errs[i] == nil {
+		if evs[i], errs[i] = decode(m.msg); errs[i] == nil {
 			judged = append(judged, &evs[i])
 		}
 	}

@@ -250,7 +250,15 @@ func (s *sender) wait(ctx context.Context, c *call) []error {
 		resendIn  = resendWait
 		resend    = time.NewTimer(resendIn)
 		abandoned error
+		connects  = s.nc.Stats().Reconnects
 	)
+	sendAgain := func() {
+		for i := range c.msgs {
+			if c.state[i].Load() == statePending {
+				s.transmit(c, i)
+			}
+		}
+	}
 	defer unheard.Stop()
 	defer resend.Stop()
 	for {
@@ -272,14 +280,16 @@ func (s *sender) wait(ctx context.Context, c *call) []error {
 				}
 				s.transmit(c, i)
 			}
+			// What was on its way when the connection broke is lost, or its
+			// acknowledgement is.
+			if n := s.nc.Stats().Reconnects; n != connects && s.nc.IsConnected() {
+				connects = n
+				sendAgain()
+			}
 		case <-resend.C:
 			// While the connection is down the library keeps what is sent.
 			if s.nc.IsConnected() {
-				for i := range c.msgs {
-					if c.state[i].Load() == statePending {
-						s.transmit(c, i)
-					}
-				}
+				sendAgain()
 			}
 			resendIn *= 2
 			resend.Reset(resendIn)

@@ -174,19 +174,25 @@ func (b *Bus) subscribe(ctx context.Context, s Subscription, handle func(*Consum
 		maxBatch:   s.MaxBatch,
 		maxWait:    s.MaxWait,
 		maxPending: s.MaxPending,
-		decode:     b.decode,
+		decode:     b.eventDecoder(),
 		handle:     handle,
 	}
 	return b.consume(ctx, in)
 }
 
-// decode reads an event off the event stream, and holds it to what Publish
-// holds it to: anyone who may write to the subjects can put anything there.
-func (b *Bus) decode(m jetstream.Msg) (Event, error) {
+// eventDecoder returns what reads events off the event stream, for one goroutine.
+func (b *Bus) eventDecoder() func(jetstream.Msg) (Event, error) {
+	var d decoder
+	return func(m jetstream.Msg) (Event, error) { return b.decode(&d, m) }
+}
+
+// decode holds an event to what Publish holds it to: anyone who may write to the
+// subjects can put anything there.
+func (b *Bus) decode(dec *decoder, m jetstream.Msg) (Event, error) {
 	if len(m.Data()) > MaxDataBytes {
 		return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
 	}
-	ev, err := decodeEvent(m.Headers(), m.Data())
+	ev, err := dec.decode(m.Headers(), m.Data())
 	if err != nil {
 		return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

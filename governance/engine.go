@@ -27,8 +27,8 @@ type Config struct {
 	Accept []string
 	Clock  func() time.Time // default time.Now; read once for each Judge call
 	// Deadline bounds the time for evaluating the costly expressions of one
-	// event; default 250 ms. The cost limits, which do not depend on the
-	// machine's load, end an evaluation well before.
+	// event; default 1 s. The cost limits, which do not depend on the machine's
+	// load, are meant to end an evaluation well before.
 	Deadline time.Duration
 }
 
@@ -93,7 +93,7 @@ func NewEngine(cfg Config) (*Engine, error) {
 		e.clock = time.Now
 	}
 	if e.deadline == 0 {
-		e.deadline = 250 * time.Millisecond
+		e.deadline = time.Second
 	}
 	e.state.Store(newState(cfg.Policies, cfg.Keys, accept))
 	return e, nil
@@ -268,6 +268,9 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 	for i, ev := range evs {
 		j.one(ctx, st, s, at, now, ev, &verdicts[i])
 	}
+	if err := ctx.Err(); err != nil { // an evaluation may have been cut short: that is no denial
+		return nil, fmt.Errorf("governance: judge on %s: %w", at, err)
+	}
 	if len(j.decisions) > 0 {
 		if err := e.log.Append(ctx, j.decisions); err != nil {
 			return nil, fmt.Errorf("%w: %d decision(s) on %s not confirmed, so that no event passes: %w", ErrLog, len(j.decisions), at, err)
@@ -381,6 +384,7 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 			policies = pl.fresh
 		}
 	}
+	s.strict = pl.data
 	matched := false
 	for _, p := range policies {
 		if !p.matches(&s.event) {

@@ -11,6 +11,8 @@ import (
 	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
 	"cel.dev/cel-go/ext"
 
 	"github.com/stokehold/stokehold/events"
@@ -44,18 +46,20 @@ func (l Limits) withDefaults() Limits {
 
 // Fixed limits of the expression language.
 const (
-	maxExpressionChars   = 4096  // code points of one expression
-	maxExpressionNodes   = 5000  // after macro expansion
-	maxExpressionDepth   = 64    // of nesting
-	maxLoopNesting       = 3     // comprehensions inside comprehensions
-	maxRegexChars        = 1024  // of a pattern, which must be a literal
-	maxRegexProgram      = 2000  // instructions of a compiled pattern
-	maxLiteralArg        = 256   // bytes of a literal replacement or separator
-	maxFormatClauses     = 16    // of a format string
-	maxSetLiteral        = 64    // elements of the literal list in sets.*
-	maxFloatPrecision    = 64    // digits of a formatted floating-point number
-	interruptEvery       = 128   // loop steps between deadline checks
-	maxDataElements      = 32768 // of a list in 64 KiB of JSON
+	maxExpressionChars   = 4096    // code points of one expression
+	maxExpressionNodes   = 5000    // after macro expansion
+	maxExpressionDepth   = 64      // of nesting
+	maxLoopNesting       = 3       // comprehensions inside comprehensions
+	maxRegexChars        = 1024    // of a pattern, which must be a literal
+	maxRegexProgram      = 2000    // instructions of a compiled pattern
+	maxLiteralArg        = 256     // bytes of a literal replacement or separator
+	maxFormatClauses     = 16      // of a format string
+	maxSetLiteral        = 64      // elements of the literal list in sets.*
+	maxFloatPrecision    = 64      // digits of a formatted floating-point number
+	maxFreeJoins         = 8       // concatenations without run-time accounting
+	maxVariableSize      = 1 << 20 // bytes or elements of a variable's value
+	interruptEvery       = 16      // loop steps between deadline checks
+	maxDataElements      = 32768   // of a list in 64 KiB of JSON
 	maxAttributeBytes    = 8 << 10
 	maxReasonBytes       = 512
 	environmentVersion   = 1 // of the language below; part of every digest
@@ -159,7 +163,7 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 	}
 	p := &program{
 		src:     src,
-		tracked: shape.loops || estimate.Max > c.limits.FreeCost,
+		tracked: shape.loops || shape.joins > maxFreeJoins || estimate.Max > c.limits.FreeCost,
 		impure:  shape.idents[declNow] || shape.idents[declPoint],
 		out:     checked.OutputType(),
 	}
@@ -167,7 +171,7 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 	// ignores the cost limit.
 	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
 	if p.tracked {
-		opts = append(opts, cel.CostLimit(c.limits.ExpressionCost), cel.InterruptCheckFrequency(interruptEvery))
+		opts = append(opts, cel.CostTracking(actualCost{}), cel.CostLimit(c.limits.ExpressionCost), cel.InterruptCheckFrequency(interruptEvery))
 	}
 	if p.prg, err = c.env.Program(checked, opts...); err != nil {
 		return nil, []compileFault{{msg: err.Error()}}
@@ -263,6 +267,7 @@ func pathType(e ast.Expr, data *dataType) *dataType {
 // shape is what a walk over a checked expression finds.
 type shape struct {
 	loops  bool
+	joins  int // + of strings, bytes, lists or operands of unknown type
 	idents map[string]bool
 	faults []compileFault
 }
@@ -297,6 +302,13 @@ func inspect(checked *cel.Ast) shape {
 				args = append([]ast.Expr{call.Target()}, args...)
 			}
 			checkCall(call.FunctionName(), e, args, fault)
+			if call.FunctionName() == operators.Add {
+				switch native.GetType(e.ID()).Kind() {
+				case types.IntKind, types.UintKind, types.DoubleKind, types.DurationKind, types.TimestampKind:
+				default:
+					s.joins++
+				}
+			}
 		}
 	}))
 	return s
@@ -381,6 +393,50 @@ func (sizes) EstimateSize(n cost.AstNode) *cost.SizeEstimate {
 	return &cost.SizeEstimate{Max: limit}
 }
 
+// actualCost charges calls by the size of what they were given and made. cel-go's
+// own model does so only where the overload was known at compile time: to join
+// two strings of untyped data costs it 1, whatever their length.
+type actualCost struct{}
+
+var _ cost.ActualCostEstimator = actualCost{}
+
+// CallCost implements cost.ActualCostEstimator; nil leaves a call to cel-go.
+func (actualCost) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint64 {
+	var total uint64
+	switch function {
+	case "matches":
+		// An automaton steps through the text with as many states as the pattern
+		// has; cel-go's own charge is a tenth of what that takes.
+		total = valueSize(args[0]) * (1 + valueSize(args[len(args)-1])/4)
+	case operators.Equals, operators.NotEquals, "sets.contains", "sets.equivalent", "sets.intersects":
+		return nil // charged by the minimum or the product of sizes
+	case operators.In, operators.OldIn:
+		total = valueSize(args[len(args)-1])
+	default:
+		for _, a := range args {
+			total += valueSize(a)
+		}
+		total = (total + valueSize(result)) / 10
+	}
+	total++
+	return &total
+}
+
+// valueSize is a value's length in bytes or elements; 0 for scalars.
+func valueSize(v ref.Val) uint64 {
+	switch v := v.(type) {
+	case types.String:
+		return uint64(len(v))
+	case types.Bytes:
+		return uint64(len(v))
+	case traits.Sizer:
+		if n, ok := v.Size().(types.Int); ok && n > 0 {
+			return uint64(n)
+		}
+	}
+	return 0
+}
+
 // closest returns the candidate nearest to name by edit distance, if it is near
 // enough to be what was meant.
 func closest(name string, candidates []string) string {
@@ -423,8 +479,8 @@ func editDistance(a, b string) int {
 
 // evalKind sorts an evaluation error. cel-go's own missing-key error has no
 // exported type, so that its text is all there is.
-func evalKind(err error) (error, string) {
-	msg := err.Error()
+func evalKind(err error) (kind error, msg string) {
+	msg = err.Error()
 	var missing *missingFieldError
 	switch {
 	case errors.As(err, &missing):
@@ -432,10 +488,11 @@ func evalKind(err error) (error, string) {
 	case strings.HasPrefix(msg, "no such key: "):
 		return ErrMissingField, (&missingFieldError{name: strings.TrimPrefix(msg, "no such key: ")}).Error()
 	case errors.Is(err, ErrData):
-		return ErrData, msg
+		kind = ErrData
 	case errors.Is(err, ErrLimit), strings.Contains(msg, "cost limit exceeded"), strings.Contains(msg, "operation interrupted"):
-		return ErrLimit, msg
+		kind = ErrLimit
 	default:
-		return ErrEval, msg
+		kind = ErrEval
 	}
+	return kind, strings.TrimPrefix(msg, kind.Error()+": ")
 }

@@ -37,6 +37,7 @@ type evalState struct {
 
 	// One decoding is kept: policies of one event type share its Go type.
 	dataType *dataType // type that expressions now expect
+	strict   *dataType // type that untyped data must fit too; nil: none
 	decoded  any
 	decodeOf *dataType
 
@@ -59,7 +60,7 @@ func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source s
 	s.event = eventVal{ctx: c, source: source, ext: ext}
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
-	s.decoded, s.decodeOf, s.dataType = nil, nil, nil
+	s.decoded, s.decodeOf, s.dataType, s.strict = nil, nil, nil, nil
 	s.vars, s.extra, s.values = nil, nil, s.values[:0]
 }
 
@@ -135,6 +136,11 @@ func (s *evalState) decode() (any, error) {
 	case !s.json:
 		return nil, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
 	}
+	if s.strict != nil && s.dataType == untypedData {
+		if _, err := decodeData(s.raw, s.strict); err != nil {
+			return nil, err
+		}
+	}
 	return decodeData(s.raw, s.dataType)
 }
 
@@ -143,6 +149,9 @@ func (s *evalState) variable(i int) any {
 		return v
 	}
 	v, err := s.eval(s.vars[i].prg)
+	if err == nil && valueSize(v) > maxVariableSize {
+		err = fmt.Errorf("%w: the value of %s is larger than %d", ErrLimit, s.vars[i].name, maxVariableSize)
+	}
 	if err != nil {
 		var out any = types.WrapErr(err)
 		s.values[i] = out

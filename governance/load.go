@@ -47,6 +47,16 @@ const (
 // LoadPaths loads policy files and the .yaml and .yml files of directories (not
 // of their subdirectories), in lexical order.
 func LoadPaths(opts Options, paths ...string) (*PolicySet, error) {
+	srcs, err := ReadPaths(paths...)
+	if err != nil {
+		return nil, err
+	}
+	return Load(opts, srcs...)
+}
+
+// ReadPaths reads what LoadPaths loads, for a Load that takes policies from
+// several places.
+func ReadPaths(paths ...string) ([]Source, error) {
 	var srcs []Source
 	for _, p := range paths {
 		info, err := os.Stat(p)
@@ -74,12 +84,22 @@ func LoadPaths(opts Options, paths ...string) (*PolicySet, error) {
 			srcs = append(srcs, src)
 		}
 	}
-	return Load(opts, srcs...)
+	return srcs, nil
 }
 
 // LoadFS loads the files of fsys that match the patterns (see fs.Glob), each
 // once, in lexical order. No match is an error.
 func LoadFS(opts Options, fsys fs.FS, patterns ...string) (*PolicySet, error) {
+	srcs, err := ReadFS(fsys, patterns...)
+	if err != nil {
+		return nil, err
+	}
+	return Load(opts, srcs...)
+}
+
+// ReadFS reads the files of fsys that match the patterns, for a Load that takes
+// policies from several places.
+func ReadFS(fsys fs.FS, patterns ...string) ([]Source, error) {
 	var names []string
 	for _, p := range patterns {
 		found, err := fs.Glob(fsys, p)
@@ -100,7 +120,7 @@ func LoadFS(opts Options, fsys fs.FS, patterns ...string) (*PolicySet, error) {
 		}
 		srcs = append(srcs, src)
 	}
-	return Load(opts, srcs...)
+	return srcs, nil
 }
 
 func isPolicyFile(name string) bool {
@@ -141,7 +161,7 @@ func Load(opts Options, srcs ...Source) (*PolicySet, error) {
 		return nil, err
 	}
 	l.env = env
-	set := &PolicySet{def: opts.Default, limits: l.opts.Limits}
+	set := &PolicySet{def: opts.Default, limits: l.opts.Limits, types: opts.Types}
 	for _, src := range srcs {
 		for _, spec := range l.parse(src) {
 			if p := l.compile(spec); p != nil {

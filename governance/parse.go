@@ -41,12 +41,13 @@ func (s *source) position(line, column int) (fileLine, fileColumn int) {
 	}
 	switch n.Style {
 	case yaml.LiteralStyle:
-		fileLine = n.Line + line
-		if fileLine-1 < len(s.lines) {
-			raw := s.lines[fileLine-1]
-			return fileLine, len(raw) - len(bytes.TrimLeft(raw, " ")) + column
+		// The block is indented as its first line is.
+		for _, raw := range s.lines[min(n.Line, len(s.lines)):] {
+			if text := bytes.TrimLeft(raw, " "); len(bytes.TrimSpace(text)) > 0 {
+				return n.Line + line, len(raw) - len(text) + column
+			}
 		}
-		return fileLine, 0
+		return n.Line + line, 0
 	case yaml.FoldedStyle:
 		return n.Line + 1, 0
 	case yaml.SingleQuotedStyle, yaml.DoubleQuotedStyle:

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -129,6 +130,8 @@ type PolicySet struct {
 	ref      policyRef
 	limits   Limits
 
+	types TypeSource // may be nil
+
 	exact  map[string]*plan // of the types that policies name
 	others sync.Map         // of other types seen: string -> *plan
 	nOther atomic.Int64
@@ -140,6 +143,10 @@ const maxCachedTypes = 4096
 
 // plan is the policies for one event type.
 type plan struct {
+	// data is the registered type of the event's data; nil if there is none.
+	// Policies that see the data untyped hold them to it all the same, because
+	// their consumers will: encoding/json reads {"Labels": ...} as labels.
+	data    *dataType
 	publish []*policy
 	receive []*policy
 	// fresh is what remains to evaluate on receive when the stamp proves that
@@ -196,6 +203,13 @@ func (s *PolicySet) plan(typ string) *plan {
 
 func (s *PolicySet) newPlan(typ string) *plan {
 	pl := &plan{}
+	if s.types != nil {
+		if t, ok := s.types.Lookup(typ); ok && t.Data != nil {
+			if d := newTypeTable().of(reflect.TypeOf(t.Data)); d.kind != kindDyn {
+				pl.data = d
+			}
+		}
+	}
 	for _, p := range s.policies {
 		if !matchAny(p.spec.Match.Types, typ) {
 			continue

@@ -1,17 +1,10 @@
-// Package models is the registry: content-addressed model versions with metrics
-// and lineage, and the aliases (champion, challenger) that point to them.
 package models
 
 import (
-	"context"
 	"errors"
-	"iter"
+	"fmt"
+	"math"
 	"time"
-
-	"github.com/nats-io/nats.go"
-
-	"github.com/stokehold/stokehold/events"
-	"github.com/stokehold/stokehold/tiers"
 )
 
 // Aliases that Stokehold itself sets.
@@ -28,7 +21,47 @@ var (
 	ErrMetrics = errors.New("unusable metrics")
 	// ErrArtifact: the bytes are not what their manifest says.
 	ErrArtifact = errors.New("artifact does not match its version")
+	// ErrInvalid: a name, format or field that cannot be stored.
+	ErrInvalid = errors.New("invalid model")
+	// ErrAmbiguous: an id prefix that several versions share, or that is too short.
+	ErrAmbiguous = errors.New("ambiguous version id")
+	// ErrTooLarge: an artifact over MaxArtifactBytes.
+	ErrTooLarge = errors.New("artifact too large")
 )
+
+// MaxArtifactBytes is the largest artifact.
+const MaxArtifactBytes = 1 << 30
+
+// Formats of artifacts. One in Safetensors is parsed before it is accepted.
+const (
+	Safetensors = "safetensors"
+	ONNX        = "onnx"
+	Opaque      = "opaque"
+)
+
+// Error says which operation on what failed. Err wraps a sentinel of this
+// package or of events where a caller has a decision to make.
+type Error struct {
+	Op    string // "register", "promote", ...
+	Model string
+	What  string // version id or alias, "" when the whole model is meant
+	Hint  string // what to do
+	Err   error
+}
+
+func (e *Error) Error() string {
+	s := "models: " + e.Op + " " + e.Model
+	if e.What != "" {
+		s += " " + e.What
+	}
+	s += ": " + e.Err.Error()
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
 
 // Status of a version.
 type Status string
@@ -83,68 +116,33 @@ func (v Version) Short() string {
 	return v.ID[:12]
 }
 
-// Config configures a Registry.
-type Config struct {
-	Conn   *nats.Conn
-	Bus    *events.Bus       // model.registered, model.promoted, model.refused
-	Cold   tiers.ObjectStore // artifacts; nil: Dir alone
-	Dir    string            // local copy of artifacts, fsynced: a store that does not sync is never the sole copy
-	Prefix string            // KV bucket prefix; default "stokehold"
+// Metric returns a metric; the error wraps ErrMetrics if there is none of that
+// name.
+func (v Version) Metric(name string) (float64, error) {
+	m, ok := v.Metrics[name]
+	if !ok {
+		return 0, &Error{Op: "metric", Model: v.Model, What: v.Short(), Err: fmt.Errorf("%w: no %q", ErrMetrics, name)}
+	}
+	return m, nil
 }
 
-// Registry is safe for concurrent use.
-type Registry struct{}
-
-// Open creates the buckets and the directory.
-func Open(ctx context.Context, cfg Config) (*Registry, error) { panic("contract") }
-
-// Register stores artifact and its description. ID, Bytes, Created and Status
-// are set here. Registering the same bytes again returns the stored version with
-// metrics merged in; lineage stays the first one's.
-func (r *Registry) Register(ctx context.Context, draft Version, artifact []byte) (Version, error) {
-	panic("contract")
+// checkMetrics refuses what would make every comparison false or true.
+func checkMetrics(metrics map[string]float64) error {
+	if len(metrics) > maxMetrics {
+		return fmt.Errorf("%w: %d of them, at most %d", ErrMetrics, len(metrics), maxMetrics)
+	}
+	for name, m := range metrics {
+		if name == "" || len(name) > maxNameBytes {
+			return fmt.Errorf("%w: name %.40q", ErrMetrics, name)
+		}
+		if math.IsNaN(m) || math.IsInf(m, 0) {
+			return fmt.Errorf("%w: %s is %v", ErrMetrics, name, m)
+		}
+	}
+	return nil
 }
 
-// AddMetrics merges metrics (all finite) into a version.
-func (r *Registry) AddMetrics(ctx context.Context, model, id string, metrics map[string]float64) error {
-	panic("contract")
-}
-
-// Get returns a version by full id or unique prefix of at least 6 digits.
-func (r *Registry) Get(ctx context.Context, model, id string) (Version, error) { panic("contract") }
-
-// Artifact returns the verified bytes.
-func (r *Registry) Artifact(ctx context.Context, v Version) ([]byte, error) { panic("contract") }
-
-// Alias resolves an alias.
-func (r *Registry) Alias(ctx context.Context, model, alias string) (Version, error) {
-	panic("contract")
-}
-
-// Promote points alias at version id if it still points at previous ("" when
-// unset), marks the version promoted, and publishes model.promoted. Repeating a
-// promotion that already holds is a success.
-func (r *Registry) Promote(ctx context.Context, p Promotion) error { panic("contract") }
-
-// Promotion is a request to move an alias.
-type Promotion struct {
-	Model, Alias, ID, Previous string
-	Run, Cause, Reason         string
-}
-
-// Refuse marks a version as refused with its reason and publishes model.refused.
-func (r *Registry) Refuse(ctx context.Context, p Promotion, policy string) error { panic("contract") }
-
-// Versions lists a model's versions by creation time; Models lists model names.
-func (r *Registry) Versions(ctx context.Context, model string) iter.Seq2[Version, error] {
-	panic("contract")
-}
-
-// Models lists the models by name.
-func (r *Registry) Models(ctx context.Context) iter.Seq2[string, error] { panic("contract") }
-
-// WatchAlias calls fn with the version the alias points at, now and on every
-// change, until ctx ends.
-func (r *Registry) WatchAlias(ctx context.Context, model, alias string, fn func(Version)) error {
-	panic("contract")
-}
+const (
+	maxMetrics   = 256
+	maxNameBytes = 128
+)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ const maxCheckpointBytes = 32 << 10
 // from one goroutine, except Progress, which any may call.
 type runDriver struct {
 	rt     *Runtime
+	log    *slog.Logger
 	a      Assignment
 	hooks  Hooks
 	writer *tiers.Writer
@@ -34,9 +36,9 @@ type runDriver struct {
 	progress Progress
 }
 
-func newRunDriver(rt *Runtime, a Assignment, h Hooks) *runDriver {
+func newRunDriver(rt *Runtime, a Assignment, h Hooks, log *slog.Logger) *runDriver {
 	return &runDriver{
-		rt: rt, a: a, hooks: h,
+		rt: rt, log: log, a: a, hooks: h,
 		result:   Result{Dataset: a.Output, Model: a.Model},
 		progress: Progress{Checkpoint: h.Previous.Checkpoint},
 	}
@@ -165,12 +167,6 @@ func (d *runDriver) finish(ctx context.Context) error {
 		return nil
 	}
 	return d.writer.Seal(ctx)
-}
-
-func (d *runDriver) close() {
-	if d.writer != nil {
-		d.writer.Close()
-	}
 }
 
 func (d *runDriver) snapshot() Result {

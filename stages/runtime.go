@@ -3,7 +3,6 @@ package stages
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -49,19 +49,13 @@ type Hooks struct {
 	Previous Progress       // what the attempt before this one last reported
 }
 
-// ChildRunner runs a stage in another process and feeds it through shared
-// memory. d serves the child's requests; Run returns when the stage is complete.
-type ChildRunner interface {
-	Run(ctx context.Context, a Assignment, d Driver) error
-}
-
 // Runtime feeds stages: it opens inputs, fences outputs, counts, and publishes
 // stage.started and stage.completed. Safe for concurrent use.
 type Runtime struct {
 	Store    *tiers.Store
 	Registry *models.Registry
 	Bus      *events.Bus
-	Children ChildRunner // nil: stages marked ChildProcess fail
+	Children *worker.Host // nil: stages marked ChildProcess fail
 	Log      *slog.Logger
 }
 
@@ -73,8 +67,7 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 		log = slog.New(slog.DiscardHandler)
 	}
 	log = log.With("pipeline", a.Pipeline, "run", a.Run, "stage", a.Stage, "attempt", a.Attempt)
-	d := newRunDriver(r, a, h)
-	defer d.close()
+	d := newRunDriver(r, a, h, log)
 
 	begun := time.Now()
 	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{
@@ -82,7 +75,7 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	}); err != nil {
 		return Result{}, err
 	}
-	if err := r.run(ctx, s, a, d, log); err != nil {
+	if err := r.run(ctx, s, a, d); err != nil {
 		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
 	}
 	if err := d.finish(ctx); err != nil {
@@ -100,19 +93,16 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	return res, nil
 }
 
-func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver, log *slog.Logger) (err error) {
+func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) (err error) {
 	if a.ChildProcess {
-		if r.Children == nil {
-			return Permanent(errors.New("is to run in a child process, but this worker starts none: give the runtime a ChildRunner"))
-		}
-		return r.Children.Run(ctx, a, d)
+		return d.runInChild(ctx, r.Children)
 	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = Permanent(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 		}
 	}()
-	return s.Run(ctx, a.task(log, d))
+	return s.Run(ctx, a.task(d.log, d))
 }
 
 // task makes the Task of an assignment over a driver.

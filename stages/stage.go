@@ -54,6 +54,9 @@ type permanentError struct{ err error }
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
+// Permanent lets a worker in another process see it.
+func (e *permanentError) Permanent() bool { return true }
+
 // IsPermanent reports whether err, or an error it wraps, must not be retried:
 // marked so, denied by governance, fenced, or of a schema that does not fit.
 func IsPermanent(err error) bool {
@@ -275,6 +278,9 @@ func (t *Task) Models() *models.Registry { return t.driver.Models() }
 func (t *Task) SaveModel(ctx context.Context, draft models.Version, artifact []byte) (models.Version, error) {
 	draft.Lineage.Pipeline, draft.Lineage.Run, draft.Lineage.Stage = t.Pipeline, t.Run, t.Stage
 	draft.Lineage.Cause, draft.Lineage.Seed = t.Cause, t.Seed
+	if t.Models() == nil {
+		return models.Version{}, Permanent(fmt.Errorf("stage %s: there is no model registry here: stages in a child process hand their results on as batches", t.Stage))
+	}
 	v, err := t.Models().Register(ctx, draft, artifact)
 	if err != nil {
 		return models.Version{}, err

@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -290,17 +291,37 @@ func (w *Worker) stopLocked() <-chan struct{} {
 // messages go where the others do.
 func Logger(l *slog.Logger) log.Logger { return log.NewStructuredLogger(l) }
 
+// Client is a connection to Temporal.
+type Client = client.Client
+
+// DialConfig says how to reach Temporal.
+type DialConfig struct {
+	Address   string // host:port
+	Namespace string // default "default"
+	APIKey    string // implies TLS
+	TLS       bool
+	Logger    *slog.Logger // nil: nothing is logged
+}
+
 // Dial connects to a Temporal server and proves it by asking about the namespace.
-// Callers that need more (TLS, an API key) use client.DialContext themselves.
-func Dial(ctx context.Context, address, namespace string, l *slog.Logger) (client.Client, error) {
-	if l == nil {
-		l = slog.New(slog.DiscardHandler)
+// Callers that need more (client certificates, a data converter) use
+// client.DialContext themselves.
+func Dial(ctx context.Context, cfg DialConfig) (Client, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	o := client.Options{HostPort: cfg.Address, Namespace: cfg.Namespace, Logger: Logger(cfg.Logger)}
+	if cfg.APIKey != "" {
+		o.Credentials = client.NewAPIKeyStaticCredentials(cfg.APIKey)
+	}
+	if cfg.TLS || cfg.APIKey != "" {
+		o.ConnectionOptions.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	c, err := client.DialContext(ctx, client.Options{HostPort: address, Namespace: namespace, Logger: Logger(l)})
+	c, err := client.DialContext(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("workflows: connect to Temporal at %s: %w: %w: check the address and that the server runs", address, ErrUnavailable, err)
+		return nil, fmt.Errorf("workflows: connect to Temporal at %s: %w: %w: check the address and that the server runs", cfg.Address, ErrUnavailable, err)
 	}
 	return c, nil
 }

@@ -86,8 +86,11 @@ func startS3(ctx context.Context, st *state, port int, fail func(error)) (_ *s3S
 		defer close(g.done)
 		defer s3Running.Store(false)
 		g.err = embedgw.RunVersityGW(gateway, be, &embedgw.Config{
-			RootUserAccess:    st.cred.S3AccessKey,
-			RootUserSecret:    st.cred.S3SecretKey,
+			RootUserAccess: st.cred.S3AccessKey,
+			RootUserSecret: st.cred.S3SecretKey,
+			IAMService: auth.NewIAMServiceSingle(auth.Account{
+				Access: st.cred.S3AccessKey, Secret: st.cred.S3SecretKey, Role: auth.RoleAdmin,
+			}),
 			Region:            Region,
 			Ports:             []string{address},
 			MaxConnections:    s3MaxConnections,

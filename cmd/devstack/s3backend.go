@@ -31,7 +31,18 @@ type s3Backend struct {
 }
 
 func newS3Backend(root, metaDir string) (*s3Backend, error) {
-	b := &s3Backend{root: root}
+	attributes := meta.XattrMeta{}
+	if attributes.Test(root) == nil {
+		return newS3BackendOn(root, "", attributes)
+	}
+	sidecar, err := meta.NewSideCar(metaDir)
+	if err != nil {
+		return nil, fmt.Errorf("devstack: s3: %w", err)
+	}
+	return newS3BackendOn(root, metaDir, sidecar)
+}
+
+func newS3BackendOn(root, metaDir string, store meta.MetadataStorer) (*s3Backend, error) {
 	opts := posix.PosixOpts{
 		// The lock files only serialise several gateways on one directory; the state directory has one owner.
 		ForceNoObjLockFile: true,
@@ -40,23 +51,16 @@ func newS3Backend(root, metaDir string) (*s3Backend, error) {
 	}
 	opts.SetNewDirPerm(0o700)
 	opts.SetNewFilePerm(0o600)
-	var store meta.MetadataStorer = meta.XattrMeta{}
-	if err := (meta.XattrMeta{}).Test(root); err != nil {
-		sidecar, err := meta.NewSideCar(metaDir)
-		if err != nil {
-			return nil, fmt.Errorf("devstack: s3: %w", err)
-		}
-		store, b.meta = sidecar, metaDir
-	}
 	// The backend's constructor changes to its root; giving it the directory we are in makes that no change.
 	cwd, err := os.Getwd()
 	if err != nil {
 		return nil, fmt.Errorf("devstack: s3: the working directory is gone: %w", err)
 	}
-	if b.posix, err = posix.New(cwd, store, opts); err != nil {
+	files, err := posix.New(cwd, store, opts)
+	if err != nil {
 		return nil, fmt.Errorf("devstack: s3: %w", err)
 	}
-	return b, nil
+	return &s3Backend{posix: files, root: root, meta: metaDir}, nil
 }
 
 func (b *s3Backend) path(bucket *string) *string {
@@ -65,8 +69,8 @@ func (b *s3Backend) path(bucket *string) *string {
 	}
 	// The gateway has refused names that are no bucket names before; this holds even if it would not.
 	name := filepath.Base(*bucket)
-	if strings.HasPrefix(name, ".") {
-		name = "_" + name
+	if strings.HasPrefix(name, ".") || name == string(filepath.Separator) {
+		name = "_"
 	}
 	p := filepath.Join(b.root, name)
 	return &p

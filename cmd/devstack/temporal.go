@@ -191,8 +191,8 @@ func openDatabase(st *state, tuning Tuning) (*config.SQL, error) {
 		PluginName:        sqliteplugin.PluginName,
 		DatabaseName:      st.path("temporal", "temporal.db"),
 		ConnectAttributes: attributes,
-		MaxConns:          sqliteConnections(tuning),
-		MaxIdleConns:      sqliteConnections(tuning),
+		MaxConns:          tuning.connections(),
+		MaxIdleConns:      tuning.connections(),
 		// The plugin never closes its connections itself; this closes those of a stopped server.
 		MaxConnLifetime: connectionLifetime,
 	}
@@ -260,7 +260,16 @@ func dynamicConfig(tuning Tuning) dynamicconfig.StaticClient {
 }
 
 // ready waits until the namespace can be used and registers the search attributes that an older database lacks.
+// Where ctx ends first the error is ctx's cause, whatever the status that the interrupted call gave.
 func (t *temporalServer) ready(ctx context.Context) error {
+	err := t.awaitNamespace(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("devstack: temporal is not ready: %w (%v)", context.Cause(ctx), err)
+	}
+	return err
+}
+
+func (t *temporalServer) awaitNamespace(ctx context.Context) error {
 	conn, err := grpc.NewClient("passthrough:///"+t.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("devstack: temporal: %w", err)
@@ -274,7 +283,7 @@ func (t *temporalServer) ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("devstack: temporal is not ready: %w (last answer: %w)", context.Cause(ctx), err)
+			return err
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"go.temporal.io/sdk/client"
 	tlog "go.temporal.io/sdk/log"
 	"go.temporal.io/sdk/worker"
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/cmd/devstack"
 )
@@ -55,15 +57,18 @@ func run() error {
 	var (
 		rounds   = flag.Int("n", 100, "measured rounds of each case")
 		warm     = flag.Int("warm", 10, "rounds before the measured ones")
+		pause    = flag.Duration("pause", 0, "idle time between rounds")
 		stock    = flag.Bool("stock", false, "run the Temporal server with its own defaults")
 		conns    = flag.Int("conns", 0, "SQLite connections (0: the stack's choice)")
 		shards   = flag.Int("shards", 0, "history shards (0: the stack's choice)")
+		gzip     = flag.Bool("gzip", false, "compress the client's requests, as the SDK does unless told otherwise")
 		pollers  = flag.Int("pollers", 0, "pollers of each kind (0: the SDK's choice)")
 		only     = flag.String("only", "", "run the cases whose name contains this")
 		keep     = flag.String("dir", "", "state directory (default: a temporary one)")
 		full     = flag.Bool("full", false, "start NATS, S3 and the UI too, and print the memory used")
 		dynamic  = settings{}
 		pragmas  = settings{}
+		profile  = flag.String("cpuprofile", "", "write a CPU profile of the measured rounds to this file")
 		deadline = flag.Duration("timeout", 10*time.Minute, "give up after this long")
 	)
 	flag.Var(dynamic, "set", "dynamic configuration KEY=VALUE (repeatable)")
@@ -91,10 +96,14 @@ func run() error {
 	defer func() { _ = stack.Close(ctx) }()
 	fmt.Printf("stack ready in %v, %s\n", stack.StartupTime().Round(time.Millisecond), memory())
 
-	c, err := client.DialContext(ctx, client.Options{
+	options := client.Options{
 		HostPort: stack.Endpoints().TemporalAddress, Namespace: devstack.Namespace,
 		Logger: tlog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
-	})
+	}
+	if !*gzip {
+		options.ConnectionOptions.GrpcCompression = &client.GrpcCompressionNone{}
+	}
+	c, err := client.DialContext(ctx, options)
 	if err != nil {
 		return err
 	}
@@ -110,17 +119,28 @@ func run() error {
 	}
 	defer w.Stop()
 
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintln(table, "case\tp50 ms\tp99 ms\t")
+	_, _ = fmt.Fprintln(table, "case\tp50 ms\tp99 ms\tcpu ms\t")
 	for _, k := range cases() {
 		if !strings.Contains(k.name, *only) {
 			continue
 		}
-		times, err := measure(ctx, c, k, *warm, *rounds)
+		times, cpu, err := measure(ctx, c, k, *warm, *rounds, *pause)
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%.1f\t%.1f\t\n", k.name, quantile(times, 0.5), quantile(times, 0.99))
+		_, _ = fmt.Fprintf(table, "%s\t%.1f\t%.1f\t%.1f\t\n", k.name, quantile(times, 0.5), quantile(times, 0.99), cpu)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -171,25 +191,46 @@ type measured struct {
 	round func(ctx context.Context, c client.Client, i int) error
 }
 
-func measure(ctx context.Context, c client.Client, k measured, warm, rounds int) ([]float64, error) {
+// measure gives the milliseconds of each round, and the processor time of one: client, worker and servers
+// together, which says more than the clock does while other programs keep the processors busy.
+func measure(ctx context.Context, c client.Client, k measured, warm, rounds int, pause time.Duration) (ms []float64, cpu float64, err error) {
 	if k.setup != nil {
 		end, err := k.setup(ctx, c)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		defer end()
 	}
-	var times []float64
+	var before float64
 	for i := range warm + rounds {
+		if i == warm {
+			before = processor()
+		}
+		if pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil, 0, ctx.Err()
+			}
+		}
 		begin := time.Now()
 		if err := k.round(ctx, c, i); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if i >= warm {
-			times = append(times, float64(time.Since(begin).Microseconds())/1000)
+			ms = append(ms, float64(time.Since(begin).Microseconds())/1000)
 		}
 	}
-	return times, nil
+	return ms, (processor() - before) / float64(rounds), nil
+}
+
+// processor is this process's processor time so far, in milliseconds.
+func processor() float64 {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e6
 }
 
 func execute(wf any, eager bool) func(context.Context, client.Client, int) error {
@@ -268,4 +309,3 @@ func cases() []measured {
 		}},
 	}
 }
-

@@ -61,7 +61,7 @@ func (e *Env) connect(ctx context.Context, extra []events.Type) error {
 	if e.Bus, err = events.Open(ctx, events.Config{Conn: e.conn, Types: e.Types, Judge: events.AllowAll()}); err != nil {
 		return err
 	}
-	e.Client, err = workflows.Dial(ctx, e.Stack.Endpoints().TemporalAddress, devstack.Namespace, e.Log)
+	e.Client, err = workflows.Dial(ctx, workflows.DialConfig{Address: e.Stack.Endpoints().TemporalAddress, Namespace: devstack.Namespace, Logger: e.Log})
 	return err
 }
 

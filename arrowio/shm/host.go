@@ -1,0 +1,149 @@
+package shm
+
+import (
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"github.com/stokehold/stokehold/arrowio"
+)
+
+// Host is the set of arenas that live in this process, by id: what a shm:// URI
+// is resolved against. The zero value is an empty host. Safe for concurrent use.
+type Host struct {
+	mu     sync.Mutex
+	arenas map[string]*Arena
+	closed bool
+	past   Stats // totals of arenas that ended
+}
+
+// Add makes an arena known until it ends; Close closes it. The error wraps
+// ErrClosed if the host, or the arena already, is closed.
+func (h *Host) Add(a *Arena) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return fmt.Errorf("shm: add arena %s: %w", a.id, ErrClosed)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return fmt.Errorf("shm: add arena %s: %w", a.id, ErrClosed)
+	}
+	if h.arenas == nil {
+		h.arenas = map[string]*Arena{}
+	}
+	if h.arenas[a.id] == a {
+		return nil
+	}
+	h.arenas[a.id] = a
+	a.onEnd = append(a.onEnd, func() { h.forget(a) })
+	return nil
+}
+
+func (h *Host) forget(a *Arena) {
+	s := a.Stats()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.arenas, a.id)
+	s.HighWater = 0
+	h.past.add(s)
+}
+
+// Arena returns the arena of that id.
+func (h *Host) Arena(id string) (*Arena, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a, ok := h.arenas[id]
+	return a, ok
+}
+
+// Open leases the slot that a shm:// URI names. The error wraps arrowio.ErrURI
+// if it is not one, and arrowio.ErrGone if the slot is gone or its arena is not
+// in this process (any more): another location of the batch may serve.
+func (h *Host) Open(uri, owner string) (*Lease, error) {
+	handle, err := arrowio.ParseSharedURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	a, ok := h.Arena(handle.Arena)
+	if !ok {
+		return nil, fmt.Errorf("shm: open %s: %w: no such arena in this process", uri, arrowio.ErrGone)
+	}
+	return a.Lease(handle, owner)
+}
+
+// Drop gives up the publisher's hold on the slot that a shm:// URI names. The
+// errors are those of Open.
+func (h *Host) Drop(uri string) error {
+	handle, err := arrowio.ParseSharedURI(uri)
+	if err != nil {
+		return err
+	}
+	a, ok := h.Arena(handle.Arena)
+	if !ok {
+		return fmt.Errorf("shm: drop %s: %w: no such arena in this process", uri, arrowio.ErrGone)
+	}
+	return a.Drop(handle)
+}
+
+// ReclaimOwner ends all leases of an owner in all arenas and returns their
+// number. See Arena.ReclaimOwner.
+func (h *Host) ReclaimOwner(owner string) int {
+	n := 0
+	for _, a := range h.all() {
+		n += a.ReclaimOwner(owner)
+	}
+	return n
+}
+
+// Stats is the sum over the arenas; totals include arenas that have ended.
+func (h *Host) Stats() Stats {
+	all := h.all()
+	h.mu.Lock()
+	sum := h.past
+	h.mu.Unlock()
+	for _, a := range all {
+		sum.add(a.Stats())
+	}
+	return sum
+}
+
+// Close closes all arenas. Repeatable.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	for _, a := range h.all() {
+		if err := a.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Host) all() []*Arena {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*Arena, 0, len(h.arenas))
+	for _, a := range h.arenas {
+		all = append(all, a)
+	}
+	return all
+}
+
+// Contains reports whether p lies in the arena's memory; for tests that prove
+// that nothing was copied.
+func (a *Arena) Contains(p []byte) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return within(a.readable, p) || within(a.writable, p)
+}
+
+func within(region, p []byte) bool {
+	if len(region) == 0 || len(p) == 0 {
+		return false
+	}
+	low, at := uintptr(unsafe.Pointer(unsafe.SliceData(region))), uintptr(unsafe.Pointer(unsafe.SliceData(p)))
+	return at >= low && at-low+uintptr(len(p)) <= uintptr(len(region))
+}

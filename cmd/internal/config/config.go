@@ -1,0 +1,382 @@
+// Package config finds out where the servers are and how to talk to them. From
+// the strongest: flags, environment, the configuration file, a running
+// `stokehold dev`, defaults.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/providers/rawbytes"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+)
+
+// DefaultFile is read when it exists and no other file is named.
+const DefaultFile = "stokehold.yaml"
+
+// DefaultStateDir is where `stokehold dev` keeps its state, and where the other
+// commands look for a running one.
+const DefaultStateDir = ".stokehold"
+
+// maxFileBytes bounds a configuration or addresses file.
+const maxFileBytes = 1 << 20
+
+// ErrConfig marks every error that the user mends by changing the configuration.
+var ErrConfig = errors.New("bad configuration")
+
+// Config is the resolved configuration. Printing it in any way shows no secret.
+type Config struct {
+	NATS     NATS     `koanf:"nats" json:"nats"`
+	Temporal Temporal `koanf:"temporal" json:"temporal"`
+	S3       S3       `koanf:"s3" json:"s3"`
+	StateDir string   `koanf:"state" json:"state"`
+	Policies []string `koanf:"policies" json:"policies,omitempty"`
+
+	sources map[string]string
+}
+
+// NATS says how to reach the bus.
+type NATS struct {
+	URL      Endpoint `koanf:"url" json:"url"`
+	User     string   `koanf:"user" json:"user,omitempty"`
+	Password Secret   `koanf:"password" json:"password,omitempty"`
+	Token    Secret   `koanf:"token" json:"token,omitempty"`
+	Creds    string   `koanf:"creds" json:"creds,omitempty"` // credentials file
+}
+
+// Temporal says how to reach the orchestrator.
+type Temporal struct {
+	Address   string `koanf:"address" json:"address"`
+	Namespace string `koanf:"namespace" json:"namespace"`
+	TaskQueue string `koanf:"task_queue" json:"task_queue"`
+	APIKey    Secret `koanf:"api_key" json:"api_key,omitempty"`
+	UI        string `koanf:"ui" json:"ui,omitempty"` // base URL of the web UI, for links
+	TLS       bool   `koanf:"tls" json:"tls"`         // implied by APIKey
+}
+
+// S3 says how to reach the cold tier. Without an endpoint there is none.
+type S3 struct {
+	Endpoint  Endpoint `koanf:"endpoint" json:"endpoint"`
+	Region    string   `koanf:"region" json:"region"`
+	Bucket    string   `koanf:"bucket" json:"bucket"`
+	AccessKey Secret   `koanf:"access_key" json:"access_key,omitempty"`
+	SecretKey Secret   `koanf:"secret_key" json:"secret_key,omitempty"`
+}
+
+// defaults also lists every key there is: a key that is not here is a fault.
+func defaults() map[string]any {
+	return map[string]any{
+		"nats.url": "nats://127.0.0.1:4222", "nats.user": "", "nats.password": "", "nats.token": "", "nats.creds": "",
+		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
+		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
+		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
+		"state": DefaultStateDir, "policies": []string{},
+	}
+}
+
+// Conventional environment names, those of the tools that people already use.
+func conventional() map[string]string {
+	return map[string]string{
+		"NATS_URL": "nats.url", "NATS_USER": "nats.user", "NATS_PASSWORD": "nats.password",
+		"NATS_TOKEN": "nats.token", "NATS_CREDS": "nats.creds",
+		"TEMPORAL_ADDRESS": "temporal.address", "TEMPORAL_NAMESPACE": "temporal.namespace",
+		"TEMPORAL_TASK_QUEUE": "temporal.task_queue", "TEMPORAL_API_KEY": "temporal.api_key", "TEMPORAL_TLS": "temporal.tls",
+		"S3_ENDPOINT": "s3.endpoint", "S3_BUCKET": "s3.bucket", "AWS_REGION": "s3.region",
+		"AWS_ACCESS_KEY_ID": "s3.access_key", "AWS_SECRET_ACCESS_KEY": "s3.secret_key",
+	}
+}
+
+// endpoints names, for each server, the key that says where it is. What a
+// running `dev` told of one server is used whole or not at all: its credentials
+// must never travel to a server that it did not name, nor others' to it.
+func endpoints() map[string]string {
+	return map[string]string{"nats.": "nats.url", "temporal.": "temporal.address", "s3.": "s3.endpoint"}
+}
+
+// Options are the inputs of Load; the zero value reads the process's own.
+type Options struct {
+	Flags   *pflag.FlagSet // registered by Flags; nil: none
+	Environ []string       // nil: os.Environ()
+	Dir     string         // where DefaultFile and DefaultStateDir are looked for; "": the working directory
+	// Discover finds a running dev; nil: none is looked for.
+	Discover Discover
+}
+
+// Flags registers the flags that every command understands.
+func Flags(fs *pflag.FlagSet) {
+	fs.String("config", "", "configuration `file` (default ./"+DefaultFile+" when it exists)")
+	fs.String("state", "", "state `directory` of the embedded stack (STOKEHOLD_STATE, default ./"+DefaultStateDir+")")
+	fs.StringSlice("policy", nil, "more rules: a policy `file` or directory; repeatable (STOKEHOLD_POLICIES)")
+}
+
+// ServerFlags registers the flags that say where the servers are. No flag takes a
+// secret: a command line is readable by every user of the machine.
+func ServerFlags(fs *pflag.FlagSet) {
+	fs.String("nats-url", "", "NATS server `URL` (NATS_URL)")
+	fs.String("nats-creds", "", "NATS credentials `file` (NATS_CREDS)")
+	fs.String("temporal-address", "", "Temporal frontend `host:port` (TEMPORAL_ADDRESS)")
+	fs.String("temporal-namespace", "", "Temporal namespace `name` (TEMPORAL_NAMESPACE)")
+	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
+	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
+	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
+}
+
+func flagKeys() map[string]string {
+	return map[string]string{
+		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
+		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
+		"s3-region": "s3.region", "policy": "policies", "state": "state",
+	}
+}
+
+// Load resolves the configuration. Errors wrap ErrConfig and name the file,
+// variable or flag at fault.
+func Load(o Options) (Config, error) {
+	if o.Environ == nil {
+		o.Environ = os.Environ()
+	}
+	file, err := readFile(o)
+	if err != nil {
+		return Config{}, err
+	}
+	generic, prefixed := readEnv(o.Environ)
+	flags := koanf.New(".")
+	if o.Flags != nil {
+		p := posflag.ProviderWithFlag(o.Flags, ".", nil, func(f *pflag.Flag) (string, any) {
+			if !f.Changed {
+				return "", nil
+			}
+			return flagKeys()[f.Name], posflag.FlagVal(o.Flags, f)
+		})
+		if err := flags.Load(p, nil); err != nil {
+			return Config{}, fmt.Errorf("%w: flags: %w", ErrConfig, err)
+		}
+	}
+	layers := []layer{
+		{"the default", flat(defaults())},
+		{"the configuration file", file},
+		{"the environment", generic},
+		{"the environment", prefixed},
+		{"a flag", flags},
+	}
+	found, err := discover(o, layers)
+	if err != nil {
+		return Config{}, err
+	}
+	layers = withDiscovered(layers, found)
+
+	k, c := koanf.New("."), Config{sources: map[string]string{}}
+	for _, l := range layers {
+		for _, key := range l.k.Keys() {
+			c.sources[key] = l.name
+		}
+		if err := k.Merge(l.k); err != nil {
+			return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, l.name, err)
+		}
+	}
+	if err := k.Unmarshal("", &c); err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	c.NATS.splitUser()
+	return c, c.validate()
+}
+
+// splitUser moves credentials out of the URL, where the NATS tools accept them,
+// to their own fields: a URL ends up in logs.
+func (n *NATS) splitUser() {
+	u, err := url.Parse(n.URL.Reveal())
+	if err != nil || u.User == nil {
+		return
+	}
+	if password, ok := u.User.Password(); ok {
+		n.User, n.Password = u.User.Username(), Secret(password)
+	} else {
+		n.Token = Secret(u.User.Username())
+	}
+	u.User = nil
+	n.URL = Endpoint(u.String())
+}
+
+// Source says where the value of a key such as "nats.url" came from.
+func (c Config) Source(key string) string { return c.sources[key] }
+
+func (c Config) validate() error {
+	var faults []error
+	bad := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%w: %s (from %s): %s", ErrConfig, key, c.Source(key), fmt.Sprintf(format, args...)))
+	}
+	if _, err := c.NATS.URL.HostPort("4222"); err != nil {
+		bad("nats.url", "%v", err)
+	}
+	if _, err := Endpoint(c.Temporal.Address).HostPort("7233"); err != nil {
+		bad("temporal.address", "%v", err)
+	}
+	if c.S3.Endpoint != "" {
+		if _, err := c.S3.Endpoint.HostPort(""); err != nil {
+			bad("s3.endpoint", "%v", err)
+		}
+		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
+			bad("s3.endpoint", "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+		}
+	}
+	return errors.Join(faults...)
+}
+
+type layer struct {
+	name string
+	k    *koanf.Koanf
+}
+
+func flat(m map[string]any) *koanf.Koanf {
+	k := koanf.New(".")
+	// confmap cannot fail: it hands back the map it was given.
+	_ = k.Load(confmap.Provider(m, "."), nil)
+	return k
+}
+
+func readFile(o Options) (*koanf.Koanf, error) {
+	k := koanf.New(".")
+	path, named := "", false
+	if o.Flags != nil {
+		if f := o.Flags.Lookup("config"); f != nil && f.Changed {
+			path, named = f.Value.String(), true
+		}
+	}
+	if !named {
+		if v := lookup(o.Environ, "STOKEHOLD_CONFIG"); v != "" {
+			path, named = v, true
+		}
+	}
+	if path == "" {
+		path = filepath.Join(o.Dir, DefaultFile)
+	}
+	raw, err := readSmall(path)
+	if errors.Is(err, os.ErrNotExist) && !named {
+		return k, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: configuration file: %w", ErrConfig, err)
+	}
+	if err := k.Load(rawbytes.Provider(raw), yaml.Parser()); err != nil {
+		return nil, fmt.Errorf("%w: %s: %s", ErrConfig, path, strings.ReplaceAll(err.Error(), "\n", " "))
+	}
+	known := flat(defaults())
+	var unknown []string
+	for _, key := range k.Keys() {
+		if !known.Exists(key) {
+			unknown = append(unknown, key)
+		}
+	}
+	if len(unknown) > 0 {
+		sort.Strings(unknown)
+		return nil, fmt.Errorf("%w: %s: unknown key %s; known are %s", ErrConfig, path,
+			strings.Join(unknown, ", "), strings.Join(known.Keys(), ", "))
+	}
+	return k, nil
+}
+
+// readEnv returns the conventional variables and, apart from them, the stronger
+// STOKEHOLD_ ones (STOKEHOLD_NATS_URL for nats.url, and so on).
+func readEnv(environ []string) (generic, prefixed *koanf.Koanf) {
+	list := func(key, v string) any {
+		if key == "policies" {
+			return strings.Split(v, string(os.PathListSeparator))
+		}
+		return v
+	}
+	generic, prefixed = koanf.New("."), koanf.New(".")
+	byName := map[string]string{}
+	for key := range defaults() {
+		byName["STOKEHOLD_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
+	}
+	load := func(k *koanf.Koanf, names map[string]string) {
+		_ = k.Load(env.Provider(".", env.Opt{
+			EnvironFunc: func() []string { return environ },
+			TransformFunc: func(name, v string) (string, any) {
+				if v == "" {
+					return "", nil
+				}
+				return names[name], list(names[name], v)
+			},
+		}), nil)
+	}
+	load(generic, conventional())
+	load(prefixed, byName)
+	return generic, prefixed
+}
+
+func lookup(environ []string, name string) string {
+	for _, e := range environ {
+		if k, v, _ := strings.Cut(e, "="); k == name {
+			return v
+		}
+	}
+	return ""
+}
+
+// discover returns what a running dev told of the servers that nobody named.
+func discover(o Options, layers []layer) (*koanf.Koanf, error) {
+	if o.Discover == nil {
+		return koanf.New("."), nil
+	}
+	state := filepath.Join(o.Dir, DefaultStateDir)
+	for _, l := range layers[1:] {
+		if s := l.k.String("state"); s != "" {
+			state = s
+		}
+	}
+	a, running, err := o.Discover(state)
+	if err != nil {
+		return nil, fmt.Errorf("%w: state directory %s: %w", ErrConfig, state, err)
+	}
+	if !running {
+		return koanf.New("."), nil
+	}
+	found := a.keys()
+	for prefix, endpoint := range endpoints() {
+		for _, l := range layers[1:] {
+			if l.k.Exists(endpoint) {
+				for key := range found {
+					if strings.HasPrefix(key, prefix) {
+						delete(found, key)
+					}
+				}
+			}
+		}
+	}
+	return flat(found), nil
+}
+
+// withDiscovered puts the discovered layer above the conventional environment
+// for the servers it names. Many people have AWS_ACCESS_KEY_ID set for good:
+// those credentials are not the dev stack's.
+func withDiscovered(layers []layer, found *koanf.Koanf) []layer {
+	out := make([]layer, 0, len(layers)+1)
+	out = append(out, layers[:3]...)
+	out = append(out, layer{"the running dev", found})
+	return append(out, layers[3:]...)
+}
+
+func readSmall(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if st.Size() > maxFileBytes {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFileBytes)
+	}
+	return os.ReadFile(path)
+}

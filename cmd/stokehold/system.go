@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/client"
+
+	"github.com/stokehold/stokehold/cmd/devstack"
+	"github.com/stokehold/stokehold/cmd/internal/config"
+	"github.com/stokehold/stokehold/cmd/internal/report"
+	"github.com/stokehold/stokehold/cmd/internal/view"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/workflows"
+)
+
+// platform is what the commands drive.
+type platform struct {
+	// Pipelines are those that this binary brings.
+	Pipelines func() ([]*workflows.Definition, error)
+	// Discover finds a running dev by its state directory.
+	Discover config.Discover
+	// Connect connects to a deployment and starts no worker.
+	Connect func(context.Context, config.Config) (system, error)
+	// Stack starts the embedded servers.
+	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
+	// Host connects and also hosts the binary's pipelines.
+	Host func(context.Context, config.Config, hosting) (system, error)
+	// Feed plays the demo's outside world until its last week is closed. It reads
+	// from the history where it is, so that it goes on where a killed one ended.
+	Feed func(context.Context, system, hosting) (report.Data, error)
+}
+
+// hosting is what a person chooses about the hosted pipelines.
+type hosting struct {
+	Seed  uint64
+	Data  string         // the user's own file; "": the vendored one
+	Weeks int            // live weeks; 0: all
+	Tell  func(view.Msg) // progress, for the live view; nil: nobody looks
+}
+
+// system is a connection to a deployment.
+type system interface {
+	Start(ctx context.Context, pipeline string, in workflows.RunInput) (id string, err error)
+	Wait(ctx context.Context, id string) (workflows.RunResult, error)
+	Describe(ctx context.Context, id string) (workflows.Description, error)
+	Runs(ctx context.Context) iter.Seq2[workflows.RunInfo, error]
+	History(ctx context.Context, s events.Subscription) iter.Seq2[events.Delivery, error]
+	// Follow hands every matching event to h until ctx ends.
+	Follow(ctx context.Context, s events.Subscription, h events.Handler) error
+	Models(ctx context.Context) iter.Seq2[string, error]
+	Versions(ctx context.Context, model string) iter.Seq2[models.Version, error]
+	Alias(ctx context.Context, model, alias string) (models.Version, error)
+	Decisions(ctx context.Context) (report.Decisions, error)
+	// Counters are what this process's bus judged since it was opened.
+	Counters() (judged, denied int64)
+	Close(ctx context.Context) error
+}
+
+// deployment is the system that there is outside tests.
+type deployment struct {
+	Bus         *events.Bus
+	Registry    *models.Registry
+	Log         decisionReader
+	Temporal    client.Client
+	TaskQueue   string
+	Definitions []*workflows.Definition
+	Closer      func(context.Context) error
+}
+
+// decisionReader is the part of the decision log that a report reads.
+type decisionReader interface {
+	Read(ctx context.Context, from time.Time) iter.Seq2[governance.Decision, error]
+}
+
+var errNoPipeline = errors.New("no such pipeline")
+
+func (d *deployment) Start(ctx context.Context, pipeline string, in workflows.RunInput) (string, error) {
+	def, err := find(d.Definitions, pipeline)
+	if err != nil {
+		return "", err
+	}
+	run, err := workflows.Start(ctx, d.Temporal, def, in, workflows.StartOptions{TaskQueue: d.TaskQueue})
+	if err != nil {
+		return "", err
+	}
+	return run.ID, nil
+}
+
+func find(defs []*workflows.Definition, name string) (*workflows.Definition, error) {
+	var names []string
+	for _, d := range defs {
+		if d.Name == name {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	slices.Sort(names)
+	return nil, fmt.Errorf("%w %q: there are %s", errNoPipeline, name, strings.Join(names, ", "))
+}
+
+func (d *deployment) Wait(ctx context.Context, id string) (workflows.RunResult, error) {
+	return workflows.Handle(d.Temporal, id).Result(ctx)
+}
+
+func (d *deployment) Describe(ctx context.Context, id string) (workflows.Description, error) {
+	return workflows.Handle(d.Temporal, id).Describe(ctx)
+}
+
+func (d *deployment) Runs(ctx context.Context) iter.Seq2[workflows.RunInfo, error] {
+	return workflows.Runs(ctx, d.Temporal, "")
+}
+
+func (d *deployment) History(ctx context.Context, s events.Subscription) iter.Seq2[events.Delivery, error] {
+	return d.Bus.Replay(ctx, s)
+}
+
+func (d *deployment) Follow(ctx context.Context, s events.Subscription, h events.Handler) error {
+	c, err := d.Bus.Subscribe(ctx, s, h)
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return c.Stop(stop)
+}
+
+func (d *deployment) Models(ctx context.Context) iter.Seq2[string, error] {
+	return d.Registry.Models(ctx)
+}
+
+func (d *deployment) Versions(ctx context.Context, model string) iter.Seq2[models.Version, error] {
+	return d.Registry.Versions(ctx, model)
+}
+
+func (d *deployment) Alias(ctx context.Context, model, alias string) (models.Version, error) {
+	return d.Registry.Alias(ctx, model, alias)
+}
+
+// Decisions adds up the log. A decision that was made again after a crash has
+// the same id and counts once.
+func (d *deployment) Decisions(ctx context.Context) (report.Decisions, error) {
+	var out report.Decisions
+	seen := map[string]bool{}
+	for dec, err := range d.Log.Read(ctx, time.Time{}) {
+		if err != nil {
+			return report.Decisions{}, fmt.Errorf("read the decision log: %w", err)
+		}
+		if seen[dec.ID] {
+			continue
+		}
+		seen[dec.ID] = true
+		out.Judged++
+		if !dec.Action.Permits() {
+			out.Denied++
+			out.Denials = append(out.Denials, denial(dec))
+		}
+	}
+	return out, nil
+}
+
+func denial(d governance.Decision) report.Denial {
+	policy := d.Policy
+	if d.Rule != "" {
+		policy += "/" + d.Rule
+	}
+	reason := d.Reason
+	if reason == "" {
+		reason = d.Code
+	}
+	return report.Denial{Type: d.Type, Subject: d.Subject, ID: d.EventID, At: d.Time.UTC(), Policy: policy, Reason: reason}
+}
+
+func (d *deployment) Counters() (judged, denied int64) {
+	s := d.Bus.Stats()
+	return int64(s.Judged), int64(s.Denied)
+}
+
+func (d *deployment) Close(ctx context.Context) error { return d.Closer(ctx) }

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/stokehold/stokehold"
+	"github.com/stokehold/stokehold/cmd/internal/config"
+	"github.com/stokehold/stokehold/cmd/internal/report"
+	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/stages/deploy"
+	"github.com/stokehold/stokehold/workflows"
+)
+
+// newPlatform is what the binary consists of: the embedded stack and the flights
+// example.
+func newPlatform() platform {
+	return embedded(platform{
+		Pipelines: func() ([]*workflows.Definition, error) {
+			return flights.Pipelines(flights.NewStages(&flights.Data{}, nil))
+		},
+		Connect: func(ctx context.Context, cfg config.Config) (system, error) {
+			defs, err := flights.Pipelines(flights.NewStages(&flights.Data{}, nil))
+			if err != nil {
+				return nil, err
+			}
+			app, err := connect(ctx, cfg, stokehold.Observing())
+			if err != nil {
+				return nil, err
+			}
+			return observe(app, cfg, defs), nil
+		},
+		Host: host,
+		Feed: feed,
+	})
+}
+
+func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (*stokehold.App, error) {
+	opts := []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
+	return stokehold.Connect(ctx, stokehold.Config{
+		NATS: stokehold.NATS{
+			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: stokehold.Secret(cfg.NATS.Password.Reveal()),
+			Token: stokehold.Secret(cfg.NATS.Token.Reveal()), CredsFile: cfg.NATS.Creds,
+		},
+		Temporal: stokehold.Temporal{
+			Address: cfg.Temporal.Address, Namespace: cfg.Temporal.Namespace, TaskQueue: cfg.Temporal.TaskQueue,
+			APIKey: stokehold.Secret(cfg.Temporal.APIKey.Reveal()), TLS: cfg.Temporal.TLS,
+		},
+		S3: stokehold.S3{
+			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
+			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: stokehold.Secret(cfg.S3.SecretKey.Reveal()),
+		},
+		StateDir: cfg.StateDir, Policies: cfg.Policies,
+	}, append(opts, more...)...)
+}
+
+func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition) *deployment {
+	return &deployment{
+		Bus: app.Bus, Registry: app.Models, Log: app.Decisions, Temporal: app.Temporal,
+		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close,
+	}
+}
+
+// hosted is a deployment whose pipelines run in this process.
+type hosted struct {
+	*deployment
+	app  *stokehold.App
+	data *flights.Data
+}
+
+// host serves the models, and runs the example's pipelines against the server.
+func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err error) {
+	data, err := flights.Open(ctx, h.Data)
+	if err != nil {
+		return nil, err
+	}
+	app, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	sys := &hosted{deployment: observe(app, cfg, nil), app: app, data: data}
+	defer func() {
+		if err != nil {
+			closing(ctx, &err, sys.Close)
+		}
+	}()
+	server, err := deploy.NewServer(deploy.ServerConfig{Models: app.Models})
+	if err != nil {
+		return nil, err
+	}
+	if err := server.Start(); err != nil {
+		return nil, err
+	}
+	sys.Closer = func(ctx context.Context) error { return errors.Join(app.Close(ctx), server.Shutdown(ctx)) }
+	sys.Definitions, err = flights.Pipelines(flights.NewStages(data, &deploy.Client{URL: server.URL()}))
+	if err != nil {
+		return nil, err
+	}
+	_, err = app.Work(ctx, stokehold.WorkConfig{Pipelines: sys.Definitions, Seed: h.Seed})
+	return sys, err
+}
+
+// firstRun is the key of the run that makes the first model.
+const firstRun = "first"
+
+// feed starts the first training, then plays the weeks that arrive live. What
+// was done by a demo that was killed is not done again.
+func feed(ctx context.Context, sys system, h hosting) (report.Data, error) {
+	s := sys.(*hosted)
+	info, err := describe(ctx, s.data)
+	if err != nil {
+		return report.Data{}, err
+	}
+	train, err := find(s.Definitions, flights.TrainPipeline)
+	if err != nil {
+		return report.Data{}, err
+	}
+	params := fmt.Appendf(nil, `{"week": %d}`, flights.FirstWeek)
+	_, err = s.app.Start(ctx, train, workflows.RunInput{Run: firstRun, Params: params, Seed: h.Seed})
+	if err != nil && !errors.Is(err, workflows.ErrRunExists) {
+		return report.Data{}, err
+	}
+	to := s.data.Weeks
+	if h.Weeks > 0 {
+		to = min(to, flights.FirstLive+uint64(h.Weeks))
+	}
+	cold := &archive{app: s.app}
+	feeder := flights.Feeder{
+		Bus: s.Bus, Data: s.data, To: to,
+		OnWeek: func(o flights.Outcome) { cold.move(ctx, o.Key) },
+	}
+	if _, err := feeder.Run(ctx); err != nil {
+		return report.Data{}, err
+	}
+	return info, cold.wait(ctx)
+}
+
+func describe(ctx context.Context, d *flights.Data) (report.Data, error) {
+	rows, err := d.Source.Rows(ctx)
+	if err != nil {
+		return report.Data{}, err
+	}
+	sum, err := d.Source.SHA256(ctx)
+	return report.Data{Source: d.Source.Name(), SHA256: sum, Rows: rows}, err
+}
+
+// archive moves what arrived to the cold tier, week by week behind the loop.
+type archive struct {
+	app  *stokehold.App
+	next uint64 // first week not moved
+	ids  []string
+	err  error
+}
+
+// archiveTimeout bounds the wait for the last moves.
+const archiveTimeout = 30 * time.Second
+
+func (a *archive) move(ctx context.Context, week uint64) {
+	for _, dataset := range []string{flights.Schedule, flights.Labels, flights.Features} {
+		id, err := a.app.Migrate(ctx, workflows.Migration{Dataset: dataset, From: a.next, To: week + 1})
+		a.ids, a.err = append(a.ids, id), errors.Join(a.err, err)
+	}
+	a.next = week + 1
+}
+
+func (a *archive) wait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, archiveTimeout)
+	defer cancel()
+	errs := []error{a.err}
+	for _, id := range a.ids {
+		if id == "" {
+			continue
+		}
+		_, err := workflows.MigrationOutcome(ctx, a.app.Temporal, id)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,130 @@
+package stokehold
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+)
+
+// Config says where the servers are and what this process keeps on its own disk.
+// Only NATS.URL, Temporal.Address and StateDir are required.
+type Config struct {
+	NATS     NATS
+	Temporal Temporal
+	S3       S3 // without an endpoint there is no cold tier
+	// StateDir holds the warm tier and the local copies of models. One process at a
+	// time may use it.
+	StateDir string
+	// Policies are files or directories of governance policies. Without any, every
+	// event is allowed and every decision is still recorded.
+	Policies []string
+	// Key signs the stamps on judged events. All processes of a deployment share it.
+	// Empty: a key of its own is made and kept in StateDir.
+	Key Secret
+	// HotBytes is the size of the shared-memory arena, reserved when the process
+	// starts. Default 64 MiB.
+	HotBytes int64
+	Log      *slog.Logger
+}
+
+// NATS is the bus. Credentials are one of a user with a password, a token, or a
+// credentials file.
+type NATS struct {
+	URL       string // default nats://127.0.0.1:4222
+	User      string
+	Password  Secret
+	Token     Secret
+	CredsFile string
+}
+
+// Temporal is the orchestrator.
+type Temporal struct {
+	Address   string // host:port, default 127.0.0.1:7233
+	Namespace string // default "default"
+	TaskQueue string // default "stokehold"
+	APIKey    Secret
+	TLS       bool // implied by APIKey
+}
+
+// S3 is the cold tier.
+type S3 struct {
+	Endpoint  string // URL, e.g. http://127.0.0.1:9000
+	Region    string // default us-east-1
+	Bucket    string // default "stokehold"
+	AccessKey string
+	SecretKey Secret
+}
+
+// Secret is a string that never shows itself: printed, logged or encoded it is
+// "[redacted]". Reveal gives the value.
+type Secret string
+
+const redacted = "[redacted]"
+
+// Reveal returns the secret itself, for the one call that needs it.
+func (s Secret) Reveal() string { return string(s) }
+
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// GoString keeps %#v from showing the value.
+func (s Secret) GoString() string { return fmt.Sprintf("%q", s.String()) }
+
+// LogValue keeps log handlers from showing the value.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalJSON keeps encoders from showing the value.
+func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
+
+// withDefaults fills what was left empty.
+func (c Config) withDefaults() Config {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&c.NATS.URL, "nats://127.0.0.1:4222")
+	def(&c.Temporal.Address, "127.0.0.1:7233")
+	def(&c.Temporal.Namespace, "default")
+	def(&c.Temporal.TaskQueue, "stokehold")
+	def(&c.S3.Region, "us-east-1")
+	def(&c.S3.Bucket, "stokehold")
+	if c.HotBytes == 0 {
+		c.HotBytes = 64 << 20
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// validate reports every fault at once.
+func (c Config) validate() error {
+	var faults []error
+	if u, err := url.Parse(c.NATS.URL); err != nil || u.Host == "" {
+		faults = append(faults, errors.New("the NATS URL is not of the form nats://HOST:PORT"))
+	} else if u.User != nil {
+		faults = append(faults, errors.New("the NATS URL holds credentials, which end up in logs: set NATS.User and NATS.Password instead"))
+	}
+	if c.S3.Endpoint != "" {
+		if u, err := url.Parse(c.S3.Endpoint); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			faults = append(faults, fmt.Errorf("S3 endpoint %q is not of the form http://HOST:PORT", c.S3.Endpoint))
+		}
+		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
+			faults = append(faults, errors.New("an S3 endpoint needs an access key and a secret key"))
+		}
+	}
+	if c.StateDir == "" {
+		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
+	}
+	if c.HotBytes < 1<<20 {
+		faults = append(faults, fmt.Errorf("a hot tier of %d bytes is too small: give it at least 1 MiB", c.HotBytes))
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,59 @@
+package stokehold
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+func TestSecretsNeverShow(t *testing.T) {
+	cfg := Config{NATS: NATS{Password: "hunter2", Token: "hunter2"}, S3: S3{SecretKey: "hunter2"}, Key: "hunter2"}
+	var logged bytes.Buffer
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("started", "config", cfg, "password", cfg.NATS.Password)
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("started", "key", cfg.Key, "s3", cfg.S3)
+	encoded, err := json.Marshal(struct{ S3 S3 }{cfg.S3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"%v": fmt.Sprintf("%v", cfg), "%+v": fmt.Sprintf("%+v", cfg), "%#v": fmt.Sprintf("%#v", cfg),
+		"%s": fmt.Sprintf("%s", cfg.Key), "%q": fmt.Sprintf("%q", cfg.Key), "%x": fmt.Sprintf("%x", cfg.Key),
+		"slog": logged.String(), "json": string(encoded),
+	} {
+		if strings.Contains(text, "hunter2") || strings.Contains(text, "68756e746572") {
+			t.Errorf("%s shows the secret: %s", name, text)
+		}
+	}
+	if cfg.Key.Reveal() != "hunter2" {
+		t.Error("Reveal does not give the secret")
+	}
+}
+
+func TestConfigReportsEveryFault(t *testing.T) {
+	cfg := Config{
+		NATS:     NATS{URL: "nats://user:pw@example.org:4222"},
+		S3:       S3{Endpoint: "localhost:9000"},
+		HotBytes: 12,
+	}.withDefaults()
+	err := cfg.validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error lacks %q:\n%v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "pw@") {
+		t.Errorf("error shows the password: %v", err)
+	}
+}
+
+func TestDefaultsAreAValidLocalSetup(t *testing.T) {
+	if err := (Config{StateDir: t.TempDir()}).withDefaults().validate(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,255 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages/worker"
+	"github.com/stokehold/stokehold/tiers"
+)
+
+// childJob is what the parameters of a worker job hold: all that the child needs
+// to make the Task.
+type childJob struct {
+	Assignment Assignment      `json:"assignment"`
+	Checkpoint json.RawMessage `json:"checkpoint,omitempty"`
+}
+
+// appended marks a sequence of the child's as counted from the output's base,
+// which only the host knows, rather than fixed.
+const appended = uint64(1) << 63
+
+// ChildName is the name under which a stage is known in a child process.
+func ChildName(pipeline, stage string) string { return pipeline + "/" + stage }
+
+// RunIfChild serves stages, keyed by ChildName, and exits if this process was
+// started as a worker's child; otherwise it returns at once. Programs that host
+// stages marked for a child process call it first thing in main.
+func RunIfChild(set map[string]Stage) {
+	funcs := make(map[string]worker.Func, len(set))
+	for name, s := range set {
+		funcs[name] = func(ctx context.Context, t *worker.ChildTask) error { return serveChild(ctx, s, t) }
+	}
+	worker.RunIfChild(funcs)
+}
+
+func serveChild(ctx context.Context, s Stage, t *worker.ChildTask) error {
+	var job childJob
+	if err := json.Unmarshal(t.Params, &job); err != nil {
+		return fmt.Errorf("job of stage %s: %w", t.Stage, err)
+	}
+	d := &childDriver{task: t, job: job}
+	if err := s.Run(ctx, job.Assignment.task(t.Logger(), d)); err != nil {
+		return err
+	}
+	return d.finish()
+}
+
+// childDriver feeds a Task in the child process over the worker's connection.
+type childDriver struct {
+	task   *worker.ChildTask
+	job    childJob
+	result Result
+	last   worker.Progress
+}
+
+func (d *childDriver) Inputs() []Binding        { return d.job.Assignment.Inputs }
+func (d *childDriver) Output() string           { return d.job.Assignment.Output }
+func (d *childDriver) Models() *models.Registry { return nil }
+func (d *childDriver) Result() *Result          { return &d.result }
+
+func (d *childDriver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
+	return func(yield func(*tiers.Batch, error) bool) {
+		for b, err := range d.task.Batches(ctx, dataset, from, to) {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			d.result.Data.BatchesIn++
+			// The loop in the worker package releases its reference; the batch has one of
+			// its own for as long as this loop's body runs.
+			b.Retain()
+			batch := &tiers.Batch{
+				Ref:    arrowio.Ref{Dataset: dataset, Sequence: b.Sequence, Rows: b.NumRows()},
+				Record: b.RecordBatch, Tier: arrowio.Hot,
+			}
+			more := yield(batch, nil)
+			batch.Release()
+			if !more {
+				return
+			}
+		}
+	}
+}
+
+// Base is counted by the host: WriteAt tells it which sequences start there.
+func (d *childDriver) Base(context.Context, *arrow.Schema) (uint64, error) { return appended, nil }
+
+// WriteAt hands the batch to the host. The reference names it but has no
+// locations: those are the host's.
+func (d *childDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	if err := d.task.Write(ctx, seq, batch); err != nil {
+		return arrowio.Ref{}, err
+	}
+	d.result.Data.BatchesOut++
+	return arrowio.Ref{Dataset: d.Output(), Sequence: seq &^ appended, Rows: batch.NumRows()}, nil
+}
+
+func (d *childDriver) Publish(context.Context, events.Event) error {
+	return Permanent(errors.New("a stage in a child process has no bus: publish from a stage of the worker process"))
+}
+
+func (d *childDriver) Checkpoint(_ context.Context, state json.RawMessage) error {
+	d.last.Checkpoint = state
+	return d.task.Progress(d.last)
+}
+
+func (d *childDriver) Restore(context.Context) (json.RawMessage, error) {
+	if d.last.Checkpoint != nil {
+		return d.last.Checkpoint, nil
+	}
+	return d.job.Checkpoint, nil
+}
+
+func (d *childDriver) Progress(done, total int64, note string) {
+	d.last.Done, d.last.Total, d.last.Note = done, total, note
+	_ = d.task.Progress(d.last) // a broken connection ends the stage by its context
+}
+
+// finish hands over what the stage recorded beside its batches.
+func (d *childDriver) finish() error {
+	if len(d.result.Metrics) > 0 {
+		if err := d.task.Metrics(d.result.Metrics); err != nil {
+			return err
+		}
+	}
+	if len(d.result.Notes) > 0 {
+		d.last.Notes = d.result.Notes
+		return d.task.Progress(d.last)
+	}
+	return nil
+}
+
+// runInChild runs the attempt in another process: its inputs are leased to the
+// child, its outputs are adopted as they are.
+func (d *runDriver) runInChild(ctx context.Context, host *worker.Host) error {
+	if host == nil {
+		return Permanent(errors.New("is to run in a child process, but this process starts none: give Runtime its Children"))
+	}
+	params, err := json.Marshal(childJob{Assignment: d.a, Checkpoint: d.hooks.Previous.Checkpoint})
+	if err != nil {
+		return Permanent(err)
+	}
+	job := worker.Job{
+		Stage: ChildName(d.a.Pipeline, d.a.Stage), Params: params,
+		OnBatch: d.adopt,
+		OnProgress: func(p worker.Progress) error {
+			d.mu.Lock()
+			maps.Copy(notes(&d.result), p.Notes)
+			d.mu.Unlock()
+			if p.Checkpoint != nil {
+				if err := d.Checkpoint(ctx, p.Checkpoint); err != nil {
+					return err
+				}
+			}
+			d.Progress(p.Done, p.Total, p.Note)
+			return nil
+		},
+		OnMetrics: func(m map[string]float64) error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if d.result.Metrics == nil {
+				d.result.Metrics = map[string]float64{}
+			}
+			maps.Copy(d.result.Metrics, m)
+			return nil
+		},
+		OnLog: func(l worker.Log) {
+			d.log.LogAttrs(ctx, l.Level, l.Message, slog.Any("attrs", l.Attrs))
+		},
+		OnCopied: func(bytes uint64) { d.count(func(s *DataStats) { s.CopiedBytes += int64(bytes) }) },
+	}
+	for _, b := range d.a.Inputs {
+		if b.Dataset == "" {
+			continue
+		}
+		job.Inputs = append(job.Inputs, worker.Input{
+			Name: b.Dataset,
+			Batches: func(ctx context.Context, from, to uint64) iter.Seq2[worker.InputBatch, error] {
+				return d.lend(ctx, b.Dataset, from, to)
+			},
+		})
+	}
+	err = host.Do(ctx, job)
+	var failed *worker.StageError
+	if errors.As(err, &failed) && failed.Permanent {
+		return Permanent(err)
+	}
+	return err
+}
+
+func notes(r *Result) map[string]string {
+	if r.Notes == nil {
+		r.Notes = map[string]string{}
+	}
+	return r.Notes
+}
+
+// lend leases the batches of an input for the child.
+func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) iter.Seq2[worker.InputBatch, error] {
+	return func(yield func(worker.InputBatch, error) bool) {
+		for b, err := range d.Batches(ctx, dataset, from, to) {
+			if err != nil {
+				yield(worker.InputBatch{}, err)
+				return
+			}
+			// The batch's own lease ends with this loop body, so the child gets another.
+			lease, err := b.Lease.Arena().Lease(b.Lease.Handle(), "child/"+d.a.Run+"/"+d.a.Stage)
+			if err != nil {
+				yield(worker.InputBatch{}, fmt.Errorf("lease %s: %w", b.Ref.ID(), err))
+				return
+			}
+			d.count(func(s *DataStats) {
+				s.Leased++
+				s.BodyBytes += b.Ref.BodyBytes
+			})
+			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// adopt takes a batch that the child wrote into the output dataset, where its
+// memory becomes the hot copy.
+func (d *runDriver) adopt(ctx context.Context, out *worker.Output) error {
+	if err := d.open(ctx, out.Batch.Schema()); err != nil {
+		return err
+	}
+	seq := out.Sequence
+	if seq&appended != 0 {
+		seq = d.writer.Base() + seq&^appended
+	}
+	rows := out.Batch.NumRows()
+	out.Keep()
+	ref, err := d.writer.AdoptAt(ctx, seq, out.Arena)
+	if err != nil {
+		return fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
+	}
+	d.count(func(s *DataStats) {
+		s.Leased++
+		s.BodyBytes += ref.BodyBytes
+	})
+	d.wrote(seq, rows)
+	return nil
+}

@@ -1,0 +1,397 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
+)
+
+var (
+	// ErrWorkerDied means: the child ended, or had to be ended, before its job did. All
+	// that it held is taken back; the next job gets a new child. Always within a
+	// *DiedError.
+	ErrWorkerDied = errors.New("worker process died")
+	// ErrStalled means: the child gave no sign of life for Config.HeartbeatTimeout.
+	ErrStalled = errors.New("worker process stalled")
+	// ErrClosed means: the host is closed.
+	ErrClosed = errors.New("worker host closed")
+	// ErrUnknownStage means: the child has no stage of that name.
+	ErrUnknownStage = errors.New("unknown stage")
+)
+
+// DiedError says how a child ended. It wraps ErrWorkerDied and the cause
+// (ErrStalled, ErrProtocol, shm.ErrSeals, ...).
+type DiedError struct {
+	Stage  string // that was running; empty while starting
+	Exit   string // "signal: killed", "exit status 2"
+	Output string // last of its stdout and stderr
+	Cause  error
+}
+
+func (e *DiedError) Error() string {
+	s := "worker: "
+	if e.Stage != "" {
+		s += fmt.Sprintf("stage %q: ", e.Stage)
+	}
+	s += fmt.Sprintf("%v (%s): %v", ErrWorkerDied, e.Exit, e.Cause)
+	if e.Output != "" {
+		s += "; its output ended:\n" + e.Output
+	}
+	return s
+}
+
+func (e *DiedError) Unwrap() []error { return []error{ErrWorkerDied, e.Cause} }
+
+// StageError is an error that stage code in the child returned. The child lives.
+type StageError struct {
+	Stage   string
+	Message string
+	Unknown bool // no such stage; the error then wraps ErrUnknownStage
+	// Permanent: the stage's error had a Permanent method that said so: running it
+	// again would fail again.
+	Permanent bool
+}
+
+func (e *StageError) Error() string {
+	return fmt.Sprintf("worker: stage %q: %s", e.Stage, e.Message)
+}
+
+func (e *StageError) Unwrap() error {
+	if e.Unknown {
+		return ErrUnknownStage
+	}
+	return nil
+}
+
+// Config configures a Host. Zero values take the defaults.
+type Config struct {
+	Command []string          // program and arguments; default this program, which must call RunIfChild
+	Dir     string            // working directory; default this process's
+	Env     []string          // names of variables that the child inherits; default PATH, HOME, TMPDIR, TZ, LANG
+	Set     map[string]string // further variables
+	// Arena takes input batches that are not in shared memory yet. Without it such
+	// a batch is an error.
+	Arena *shm.Arena
+
+	Credit           int           // batches leased to the child at once, per input; default 4, at most 256
+	StartTimeout     time.Duration // default 10 s
+	HeartbeatTimeout time.Duration // silence after which the child is killed; default 10 s
+	CancelGrace      time.Duration // between cancelling a job and killing the child; default 2 s
+	Backoff          time.Duration // before a restart, doubled per death without a job done between, up to 50 times this; default 100 ms
+	OutputBytes      int           // of stdout and stderr kept for errors; default 16 KiB
+	Logger           *slog.Logger  // child starts and deaths; default none
+}
+
+func (c *Config) fill() error {
+	if len(c.Command) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("worker: find this program: %w; set Config.Command", err)
+		}
+		c.Command = []string{self}
+	}
+	if c.Env == nil {
+		c.Env = []string{"PATH", "HOME", "TMPDIR", "TZ", "LANG"}
+	}
+	if c.Credit == 0 {
+		c.Credit = 4
+	}
+	if c.Credit < 1 || c.Credit > 256 {
+		return fmt.Errorf("worker: credit of %d batches: want 1 to 256", c.Credit)
+	}
+	for d, def := range map[*time.Duration]time.Duration{
+		&c.StartTimeout: 10 * time.Second, &c.HeartbeatTimeout: 10 * time.Second, &c.CancelGrace: 2 * time.Second, &c.Backoff: 100 * time.Millisecond,
+	} {
+		if *d == 0 {
+			*d = def
+		}
+		if *d < time.Millisecond {
+			return fmt.Errorf("worker: duration %v: want at least 1 ms", *d)
+		}
+	}
+	if c.OutputBytes == 0 {
+		c.OutputBytes = 16 << 10
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Job is one execution of a stage in the child. The functions are called one at
+// a time, while Do runs; an error from one ends the job. nil: ignored.
+type Job struct {
+	Stage  string
+	Params json.RawMessage
+	Inputs []Input
+	// OnBatch receives what the stage writes, in the order in which it does.
+	OnBatch    func(ctx context.Context, out *Output) error
+	OnProgress func(Progress) error
+	OnLog      func(Log)
+	OnMetrics  func(map[string]float64) error
+	// OnCopied is told at the end how many body bytes this job's hand-overs copied,
+	// see Stats.CopiedBytes.
+	OnCopied func(bytes uint64)
+}
+
+// Input is one named input of a job.
+type Input struct {
+	Name string
+	// Batches yields sequences from..to-1 of the input when the stage asks for
+	// them; to may be the largest uint64, "all there will be". It is ranged over in
+	// its own goroutine, and must end when ctx does.
+	Batches func(ctx context.Context, from, to uint64) iter.Seq2[InputBatch, error]
+}
+
+// InputBatch is one batch of an input: either leased, which passes the lease to
+// the host and costs no copy, or a batch in this process's memory, which is
+// placed in Config.Arena first (one copy, counted) and stays the caller's.
+type InputBatch struct {
+	Sequence uint64
+	Lease    *shm.Lease
+	Batch    arrow.RecordBatch
+}
+
+// Output is a batch from the child: a sealed segment, adopted, its framing and
+// every value validated. Nobody can change it any more.
+type Output struct {
+	Sequence uint64
+	Batch    arrow.RecordBatch // valid until OnBatch returns unless retained
+	Arena    *shm.Arena        // its only slot is Handle
+	Handle   shm.Handle
+	kept     bool
+}
+
+// Keep passes the segment to the caller, who makes it known (shm.Host.Add) and
+// later drops Handle. Without Keep the segment ends with Batch.
+func (o *Output) Keep() { o.kept = true }
+
+// Progress is what a stage reports of its progress.
+type Progress struct {
+	Done   int64              `json:"done"`
+	Total  int64              `json:"total,omitempty"` // 0: not known
+	Note   string             `json:"note,omitempty"`
+	Values map[string]float64 `json:"values,omitempty"`
+	// Notes are short text results, Checkpoint is where a retry may continue; both
+	// stand until they are replaced.
+	Notes      map[string]string `json:"notes,omitempty"`
+	Checkpoint json.RawMessage   `json:"checkpoint,omitempty"`
+}
+
+// Log is one log record of a stage.
+type Log struct {
+	Level   slog.Level     `json:"level"`
+	Message string         `json:"message"`
+	Attrs   map[string]any `json:"attrs,omitempty"`
+}
+
+// Stats counts since Start. Bytes are of batch bodies.
+type Stats struct {
+	Jobs    uint64 `json:"jobs"`
+	Started uint64 `json:"started"` // children
+	Died    uint64 `json:"died"`
+	Leases  int64  `json:"leases"` // held by the child now
+
+	InBatches  uint64 `json:"in_batches"` // leased to the child
+	InBytes    uint64 `json:"in_bytes"`
+	OutBatches uint64 `json:"out_batches"` // adopted from it
+	OutBytes   uint64 `json:"out_bytes"`
+	Reclaimed  uint64 `json:"reclaimed"` // leases that the child did not release itself
+
+	// WrittenBytes were built outside shared memory and put there by their
+	// producer, on either side: one copy each, before the hand-over.
+	WrittenBytes uint64 `json:"written_bytes"`
+	// CopiedBytes were copied in the hand-over between the processes. It is
+	// measured where batches are received: buffers that do not lie in the shared
+	// mapping count.
+	CopiedBytes uint64 `json:"copied_bytes"`
+}
+
+type counters struct {
+	jobs, started, died, inBatches, inBytes, outBatches, outBytes, reclaimed, childWritten, copied atomic.Uint64
+	leases                                                                                         atomic.Int64
+	placed                                                                                         arrowio.Copies
+}
+
+// Host keeps one child and gives it one job at a time. Safe for concurrent use.
+type Host struct {
+	cfg   Config
+	busy  chan struct{} // held by the running job, or Close
+	count counters
+
+	mu      sync.Mutex
+	child   *process
+	closed  bool
+	deaths  int // since the last job that was done
+	restart time.Time
+	jobs    uint32
+}
+
+// Start starts the child and waits until it is ready. The error is a *DiedError
+// if it started but ended at once, or was not ready in time.
+func Start(ctx context.Context, cfg Config) (*Host, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	h := &Host{cfg: cfg, busy: make(chan struct{}, 1)}
+	if _, err := h.ready(ctx); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// PID is the child's process id, 0 if there is none now.
+func (h *Host) PID() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.child == nil {
+		return 0
+	}
+	return h.child.cmd.Process.Pid
+}
+
+// Stats returns the counters.
+func (h *Host) Stats() Stats {
+	c := &h.count
+	return Stats{
+		Jobs: c.jobs.Load(), Started: c.started.Load(), Died: c.died.Load(), Leases: c.leases.Load(),
+		InBatches: c.inBatches.Load(), InBytes: c.inBytes.Load(), OutBatches: c.outBatches.Load(), OutBytes: c.outBytes.Load(),
+		Reclaimed: c.reclaimed.Load(), WrittenBytes: c.childWritten.Load() + uint64(c.placed.Bytes()), CopiedBytes: c.copied.Load(),
+	}
+}
+
+// Do runs a job and waits for its end; jobs wait for one another. The child is
+// started if there is none, after a backoff if children died before.
+//
+// When ctx ends, the job is cancelled and Do returns ctx's error within
+// Config.CancelGrace, by killing the child if need be. A *StageError is the
+// stage's own; a *DiedError (ErrWorkerDied) means that the child is gone. In every
+// case all leases are back when Do returns.
+func (h *Host) Do(ctx context.Context, job Job) error {
+	select {
+	case h.busy <- struct{}{}:
+		defer func() { <-h.busy }()
+	case <-ctx.Done():
+		return fmt.Errorf("worker: stage %q: %w", job.Stage, context.Cause(ctx))
+	}
+	p, err := h.ready(ctx)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	h.jobs++
+	id := h.jobs
+	h.mu.Unlock()
+	h.count.jobs.Add(1)
+	err = (&run{host: h, p: p, id: id, job: &job}).do(ctx)
+	select {
+	case <-p.dead:
+		h.buried(p)
+	default:
+		h.mu.Lock()
+		h.deaths = 0
+		h.mu.Unlock()
+	}
+	return err
+}
+
+// ready returns the living child, or starts one.
+func (h *Host) ready(ctx context.Context) (*process, error) {
+	h.mu.Lock()
+	p, closed := h.child, h.closed
+	h.mu.Unlock()
+	if closed {
+		return nil, ErrClosed
+	}
+	if p != nil {
+		select {
+		case <-p.dead:
+			h.buried(p)
+		default:
+			return p, nil
+		}
+	}
+	h.mu.Lock()
+	wait := time.Until(h.restart)
+	h.mu.Unlock()
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("worker: waiting to start the process again: %w", context.Cause(ctx))
+		}
+	}
+	h.count.started.Add(1)
+	p, err := startProcess(ctx, &h.cfg)
+	if err != nil {
+		h.failed()
+		h.cfg.Logger.WarnContext(ctx, "worker process did not start", "error", err)
+		return nil, err
+	}
+	h.cfg.Logger.InfoContext(ctx, "worker process started", "pid", p.cmd.Process.Pid)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.child = p
+	return p, nil
+}
+
+func (h *Host) buried(p *process) {
+	h.mu.Lock()
+	known := h.child == p
+	if known {
+		h.child = nil
+	}
+	h.mu.Unlock()
+	if known {
+		h.failed()
+		h.cfg.Logger.Warn("worker process died", "pid", p.cmd.Process.Pid, "error", p.err)
+	}
+}
+
+func (h *Host) failed() {
+	h.count.died.Add(1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delay := h.cfg.Backoff << min(h.deaths, 6)
+	h.restart = time.Now().Add(min(delay, 50*h.cfg.Backoff))
+	h.deaths++
+}
+
+// Close waits for the running job, asks the child to end, and kills it and its
+// process group when ctx ends first. Repeatable.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	p := h.child
+	h.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	select {
+	case h.busy <- struct{}{}:
+		defer func() { <-h.busy }()
+	case <-ctx.Done():
+		p.kill(ErrClosed) // ends the job
+		h.busy <- struct{}{}
+		defer func() { <-h.busy }()
+	}
+	p.stop(ctx)
+	h.mu.Lock()
+	h.child = nil
+	h.mu.Unlock()
+	return nil
+}

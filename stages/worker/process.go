@@ -1,0 +1,284 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is one child: its process, its socket, and the goroutine that reads
+// from it. It is dead when the channel dead is closed, with err set before.
+type process struct {
+	cfg    *Config
+	cmd    *exec.Cmd
+	conn   *conn
+	output *tail
+	in     chan packet   // to the running job
+	taken  chan struct{} // the job is done with the packet just received
+	exited chan struct{} // process reaped, state set
+	state  *os.ProcessState
+	dead   chan struct{}
+	once   sync.Once
+	err    error // why
+
+	reading atomic.Bool
+	reapMu  sync.Mutex
+	reaped  bool
+
+	granted map[string]bool // arenas that the child knows; used by one job at a time
+	grantMu sync.Mutex
+}
+
+// startProcess starts the child and waits for it to be ready, or for
+// cfg.StartTimeout.
+func startProcess(ctx context.Context, cfg *Config) (*process, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = theirs.Close() }() // the child has its own
+	c, err := newConn(ours)
+	_ = ours.Close() // c has its own descriptor
+	if err != nil {
+		return nil, err
+	}
+	c.timeout = cfg.HeartbeatTimeout
+	p := &process{
+		cfg: cfg, conn: c, output: &tail{limit: cfg.OutputBytes},
+		in: make(chan packet), taken: make(chan struct{}), exited: make(chan struct{}), dead: make(chan struct{}),
+		granted: map[string]bool{},
+	}
+	// No context: the child outlives the call that starts it, and ends by kill or
+	// stop.
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), cfg.Command[0], cfg.Command[1:]...)
+	p.cmd.Dir = cfg.Dir
+	p.cmd.Env = environment(cfg)
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.ExtraFiles = []*os.File{theirs} // becomes socketFD
+	p.cmd.WaitDelay = time.Second         // for grandchildren that keep the output open
+	p.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	started := make(chan error, 1)
+	go func() {
+		// The kernel sends the death signal when the thread that forked ends, so
+		// this thread stays until the child is reaped.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.reap()
+		}
+		close(p.exited)
+	}()
+	if err := <-started; err != nil {
+		c.close()
+		return nil, fmt.Errorf("worker: start %s: %w", cfg.Command[0], err)
+	}
+	_ = theirs.Close() // so that the socket ends when the child does
+	if err := p.handshake(ctx); err != nil {
+		p.kill(err)
+		<-p.exited
+		return nil, p.died("", fmt.Errorf("start: %w", err))
+	}
+	go p.read()
+	go p.beat()
+	return p, nil
+}
+
+func environment(cfg *Config) []string {
+	var env []string
+	for _, name := range cfg.Env {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	names := make([]string, 0, len(cfg.Set))
+	for name := range cfg.Set {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		env = append(env, name+"="+cfg.Set[name])
+	}
+	return append(env, childEnv+"=1")
+}
+
+func (p *process) handshake(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.StartTimeout, fmt.Errorf("not ready after %v", p.cfg.StartTimeout))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = p.conn.c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := p.conn.send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); err != nil {
+		return err
+	}
+	pkt, err := p.conn.receive()
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		return errors.New("it ended before it was ready")
+	case err != nil:
+		return err
+	case pkt.kind != kindReady:
+		closeAll(pkt.fds)
+		return violation("message of kind %d, want ready", pkt.kind)
+	}
+	_, err = decodeHello(pkt.payload)
+	return err
+}
+
+// read hands what the child sends to the running job, one message at a time. The
+// deadline is set only while reading, so that a slow job is not taken for a
+// stalled child.
+func (p *process) read() {
+	for {
+		_ = p.conn.c.SetReadDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
+		p.reading.Store(true)
+		pkt, err := p.conn.receive()
+		p.reading.Store(false)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
+			return
+		case errors.Is(err, io.EOF):
+			p.kill(errors.New("it closed its socket"))
+			return
+		case err != nil:
+			p.kill(err)
+			return
+		}
+		if pkt.kind == kindPong {
+			continue
+		}
+		select {
+		case p.in <- pkt:
+			select {
+			case <-p.taken:
+			case <-p.dead:
+				return
+			}
+		case <-p.dead:
+			closeAll(pkt.fds)
+			return
+		}
+	}
+}
+
+// beat asks for a sign of life while one is waited for; whatever the child sends
+// is one. A stopped child is killed after three questions, a child that a slow
+// job keeps waiting is asked none, so its socket never fills with them.
+func (p *process) beat() {
+	t := time.NewTicker(p.cfg.HeartbeatTimeout / 3)
+	defer t.Stop()
+	for n := uint64(1); ; n++ {
+		select {
+		case <-t.C:
+			if !p.reading.Load() {
+				continue
+			}
+			if err := p.conn.send(kindPing, 0, encodeU64(n)); err != nil {
+				p.kill(err)
+				return
+			}
+		case <-p.dead:
+			return
+		}
+	}
+}
+
+// kill ends the child and its process group and notes the first reason.
+func (p *process) kill(why error) {
+	p.once.Do(func() {
+		p.err = why
+		p.reapMu.Lock()
+		if !p.reaped {
+			p.killGroup()
+		}
+		p.reapMu.Unlock()
+		p.conn.close()
+		close(p.dead)
+	})
+}
+
+// reap waits for the child's end. What is left of its group goes with it, while
+// the unreaped child still keeps the group's number from being reused.
+func (p *process) reap() {
+	for {
+		err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	p.reapMu.Lock()
+	p.killGroup()
+	p.reaped = true
+	p.reapMu.Unlock()
+	_ = p.cmd.Wait() // how it ended is in ProcessState
+	p.state = p.cmd.ProcessState
+}
+
+func (p *process) killGroup() {
+	_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL) // ESRCH: it is empty already
+}
+
+// stop asks the child to end, and kills it when ctx ends first. The group is
+// killed in any case: grandchildren do not outlive the worker.
+func (p *process) stop(ctx context.Context) {
+	if p.conn.send(kindGoodbye, 0, nil) == nil {
+		select {
+		case <-p.exited:
+		case <-p.dead:
+		case <-ctx.Done():
+		}
+	}
+	p.kill(ErrClosed)
+	<-p.exited
+}
+
+// died builds the error of a job, or start, that the child's end interrupted.
+func (p *process) died(stage string, cause error) error {
+	<-p.exited
+	e := &DiedError{Stage: stage, Cause: cause, Output: p.output.String()}
+	if p.state != nil {
+		e.Exit = p.state.String()
+	}
+	return e
+}
+
+// tail keeps the last bytes written to it.
+type tail struct {
+	mu    sync.Mutex
+	limit int
+	b     []byte
+	lost  bool
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.b = append(t.b, b...); len(t.b) > 2*t.limit {
+		t.b = append(t.b[:0], t.b[len(t.b)-t.limit:]...)
+		t.lost = true
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.b[max(0, len(t.b)-t.limit):]
+	if t.lost || len(b) < len(t.b) {
+		return "..." + string(b)
+	}
+	return string(b)
+}

@@ -1,0 +1,319 @@
+// Package stokehold is the front door of the framework: it connects a process to
+// NATS, Temporal and S3, and hosts pipelines there.
+//
+//	app, err := stokehold.Connect(ctx, cfg, stokehold.WithEventTypes(myTypes...))
+//	defer app.Close(ctx)
+//	_, err = app.Work(ctx, stokehold.WorkConfig{Pipelines: defs}) // their stages run in this process
+//	run, err := app.Start(ctx, defs[0], workflows.RunInput{Run: "first"})
+//
+// The same code runs against one embedded process (package devstack of the cmd
+// module) and against clusters: only Config differs.
+package stokehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/audit"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/stages/worker"
+	"github.com/stokehold/stokehold/tiers"
+	"github.com/stokehold/stokehold/tiers/s3"
+	"github.com/stokehold/stokehold/workflows"
+)
+
+// connectTimeout bounds each server's first answer.
+const connectTimeout = 10 * time.Second
+
+// App is this process's connection to a deployment. Its parts may be used
+// directly. Safe for concurrent use.
+type App struct {
+	Bus       *events.Bus
+	Store     *tiers.Store
+	Models    *models.Registry
+	Decisions *audit.JetStreamLog
+	Judge     *governance.Engine
+	Temporal  workflows.Client
+	Types     *events.Registry
+	Hot       *shm.Host
+
+	cfg     Config
+	nc      *nats.Conn
+	closers []func(context.Context) error // run last to first
+}
+
+// Option extends an App.
+type Option func(*options)
+
+type options struct {
+	types     []events.Type
+	policies  []fs.FS
+	observing bool
+}
+
+// Observing connects without a data plane: Store and Hot stay nil, no shared
+// memory is reserved, and Work fails. For programs that only look.
+func Observing() Option { return func(o *options) { o.observing = true } }
+
+// WithEventTypes registers event types of the user's own.
+func WithEventTypes(types ...events.Type) Option {
+	return func(o *options) { o.types = append(o.types, types...) }
+}
+
+// WithPolicies adds the *.yaml files of fsys: policies that come with the
+// program, beside Config.Policies.
+func WithPolicies(fsys fs.FS) Option {
+	return func(o *options) { o.policies = append(o.policies, fsys) }
+}
+
+// Connect connects to the servers and opens the data plane. It starts no
+// worker. Every error names the server and what to do about it.
+func Connect(ctx context.Context, cfg Config, opts ...Option) (_ *App, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("stokehold: configuration: %w", err)
+	}
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	a := &App{cfg: cfg}
+	defer func() {
+		if err != nil {
+			closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+			defer cancel()
+			err = errors.Join(err, a.Close(closeCtx))
+		}
+	}()
+	for _, connect := range []func(context.Context, options) error{
+		a.connectNATS, a.openBus, a.openData, a.dialTemporal,
+	} {
+		if err := connect(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+// Close drains and disconnects. Repeatable.
+func (a *App) Close(ctx context.Context) error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i](ctx))
+	}
+	a.closers = nil
+	return errors.Join(errs...)
+}
+
+func (a *App) onClose(f func(context.Context) error) { a.closers = append(a.closers, f) }
+
+func (a *App) connectNATS(_ context.Context, _ options) error {
+	n := a.cfg.NATS
+	o := []nats.Option{nats.Name("stokehold"), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond)}
+	switch {
+	case n.CredsFile != "":
+		o = append(o, nats.UserCredentials(n.CredsFile))
+	case n.Token != "":
+		o = append(o, nats.Token(n.Token.Reveal()))
+	case n.User != "":
+		o = append(o, nats.UserInfo(n.User, n.Password.Reveal()))
+	}
+	nc, err := nats.Connect(n.URL, o...)
+	if err != nil {
+		return fmt.Errorf("connect to NATS at %s: %w: start it (`stokehold dev`) or set NATS_URL and its credentials", n.URL, err)
+	}
+	a.nc = nc
+	a.onClose(func(context.Context) error { nc.Close(); return nil })
+	return nil
+}
+
+func (a *App) openBus(ctx context.Context, o options) error {
+	var err error
+	if a.Types, err = events.NewRegistry(o.types...); err != nil {
+		return err
+	}
+	policies, err := a.loadPolicies(o)
+	if err != nil {
+		return err
+	}
+	keys, err := a.keys()
+	if err != nil {
+		return err
+	}
+	a.Decisions, err = audit.Open(ctx, audit.Config{Conn: a.nc})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.Decisions.Close)
+	a.Judge, err = governance.NewEngine(governance.Config{Policies: policies, Log: a.Decisions, Keys: keys})
+	if err != nil {
+		return err
+	}
+	a.Bus, err = events.Open(ctx, events.Config{Conn: a.nc, Types: a.Types, Judge: a.Judge, Logger: a.cfg.Log})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.Bus.Close)
+	return nil
+}
+
+func (a *App) loadPolicies(o options) (*governance.PolicySet, error) {
+	sources, err := governance.ReadPaths(a.cfg.Policies...)
+	if err != nil {
+		return nil, err
+	}
+	for _, fsys := range o.policies {
+		more, err := governance.ReadFS(fsys, "*.yaml")
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, more...)
+	}
+	return governance.Load(governance.Options{Types: a.Types}, sources...)
+}
+
+func (a *App) keys() (*governance.KeyRing, error) {
+	if a.cfg.Key != "" {
+		return governance.ParseKeyRing([]byte(a.cfg.Key.Reveal()))
+	}
+	return governance.OpenKeyFile(filepath.Join(a.cfg.StateDir, "stamp.key"))
+}
+
+func (a *App) openData(ctx context.Context, o options) error {
+	cold, err := a.openCold(ctx)
+	if err != nil {
+		return err
+	}
+	a.Models, err = models.Open(ctx, models.Config{
+		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
+	})
+	if err != nil || o.observing {
+		return err
+	}
+	a.Hot = &shm.Host{}
+	a.onClose(func(context.Context) error { return a.Hot.Close() })
+	arena, err := shm.New(shm.Config{Bytes: a.cfg.HotBytes})
+	if err != nil {
+		return fmt.Errorf("reserve %d bytes of shared memory for the hot tier: %w: make HotBytes smaller", a.cfg.HotBytes, err)
+	}
+	if err := a.Hot.Add(arena); err != nil {
+		return err
+	}
+	a.Store, err = tiers.Open(ctx, tiers.Config{
+		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
+		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.Store.Close)
+	return nil
+}
+
+// openCold connects to the object store, if there is one.
+func (a *App) openCold(ctx context.Context) (tiers.ObjectStore, error) {
+	if a.cfg.S3.Endpoint == "" {
+		return nil, nil
+	}
+	return s3.Open(ctx, s3.Config{
+		Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
+		AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
+	})
+}
+
+func (a *App) dialTemporal(ctx context.Context, _ options) error {
+	t := a.cfg.Temporal
+	c, err := workflows.Dial(ctx, workflows.DialConfig{
+		Address: t.Address, Namespace: t.Namespace, APIKey: t.APIKey.Reveal(), TLS: t.TLS, Logger: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	a.Temporal = c
+	a.onClose(func(context.Context) error { c.Close(); return nil })
+	return nil
+}
+
+// WorkConfig says what a worker hosts and how.
+type WorkConfig struct {
+	Pipelines []*workflows.Definition
+	// Children starts the child processes of stages marked InChildProcess. Its
+	// program must call stages.RunIfChild first. nil: this program itself.
+	Children *worker.Config
+	Seed     uint64 // of the runs that triggers start
+}
+
+// Work hosts pipelines: their stages, the interpreter of their runs, their
+// triggers and migrations. The worker stops with the App, or earlier by its own
+// Stop.
+func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, error) {
+	if a.Store == nil {
+		return nil, errors.New("stokehold: this App only observes: connect without Observing to host pipelines")
+	}
+	children, err := a.startChildren(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	w, err := workflows.NewWorker(workflows.WorkerConfig{
+		Client: a.Temporal,
+		Runtime: &stages.Runtime{
+			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Log: a.cfg.Log,
+		},
+		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
+		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Start(ctx); err != nil {
+		return nil, err
+	}
+	a.onClose(w.Stop)
+	return w, nil
+}
+
+// startChildren starts the worker's child process if a stage needs one.
+func (a *App) startChildren(ctx context.Context, cfg WorkConfig) (*worker.Host, error) {
+	needed := slices.ContainsFunc(cfg.Pipelines, func(d *workflows.Definition) bool {
+		return slices.ContainsFunc(d.Graph, func(s workflows.StageDef) bool { return s.ChildProcess })
+	})
+	if !needed {
+		return nil, nil
+	}
+	var c worker.Config
+	if cfg.Children != nil {
+		c = *cfg.Children
+	}
+	if c.Logger == nil {
+		c.Logger = a.cfg.Log
+	}
+	h, err := worker.Start(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("start the worker's child process: %w", err)
+	}
+	a.onClose(h.Close)
+	return h, nil
+}
+
+// Start starts a run of a pipeline that some worker hosts.
+func (a *App) Start(ctx context.Context, d *workflows.Definition, in workflows.RunInput) (*workflows.Run, error) {
+	return workflows.Start(ctx, a.Temporal, d, in, workflows.StartOptions{TaskQueue: a.cfg.Temporal.TaskQueue})
+}
+
+// Migrate starts giving the batches of a range a verified copy in the cold tier,
+// or joins the migration that does, and returns its id for
+// workflows.MigrationOutcome.
+func (a *App) Migrate(ctx context.Context, m workflows.Migration) (string, error) {
+	return workflows.StartMigration(ctx, a.Temporal, m, workflows.StartOptions{TaskQueue: a.cfg.Temporal.TaskQueue})
+}

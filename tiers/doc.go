@@ -1,0 +1,63 @@
+// Package tiers keeps datasets: a catalog in JetStream KV says where each batch
+// is, and hot (shared memory), warm (local disk) and cold (S3) stores hold the
+// bytes. The catalog's compare-and-set is the only arbiter.
+//
+// # Writing a batch
+//
+// A dataset is a sequence of batches. Its head, one key of the catalog, says how
+// many there are, who may append (a fence: run, stage, attempt) and in which
+// epoch; opening a Writer moves the head to a new epoch, which fences every
+// earlier writer. Writer.WriteAt then takes these steps:
+//
+//  1. The batch is framed into a slot of the arena, if there is room, else on the
+//     heap.
+//  2. Those bytes are written to a file of the warm tier and synced. The file has
+//     no name of its own yet.
+//  3. The event batch.published is judged (events.Bus.Approve), which logs the
+//     decision. A denial ends it here: slot and file go, nothing was ever visible.
+//  4. The file gets its name, DATASET/SEQUENCE-SHA256.arrow, and the directory is
+//     synced.
+//  5. The batch's entry is put under its own key, by compare-and-set. An entry
+//     gives way only to a writer of its own or a later epoch, so a stale attempt
+//     that is late cannot replace what a newer one committed. Readers do not look
+//     at entries at or beyond the head's Next.
+//  6. The head's Next moves past the batch, by compare-and-set. This is the
+//     moment at which the batch exists. A fenced writer fails here with ErrFenced.
+//  7. The approved event is published under the id DATASET#SEQUENCE.
+//
+// A writer that dies before step 6 leaves a file and perhaps an entry, which the
+// next writer of that sequence replaces, and sweeps. One that dies between 6 and
+// 7 leaves a batch that exists and was not announced: opening the next Writer
+// publishes the event of the newest batch again, as it was approved, and the bus
+// drops it if it is there. A stage that is retried writes its batches again from
+// Writer.Base, which is the same on every attempt; those that exist are returned
+// as they are.
+//
+// AdoptAt differs in step 1 only: the bytes are a sealed segment that another
+// process wrote. They are validated in full and become the hot copy where they
+// lie.
+//
+// # Reading
+//
+// Store.Batches yields committed batches in sequence and then waits. It is woken
+// by judged events; because a wake-up can be lost, it also looks at the head four
+// times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
+// in this process, then the mapped warm file, whose SHA-256 is verified once per
+// mapping, then the object, whose SHA-256 is verified on each read. A copy that
+// is damaged is logged and passed over. Hot and warm batches are read in place;
+// Stats.CopiedBytes counts the body bytes that had to be copied into an arena.
+//
+// The arena holds the newest batches. When a loan finds no room the oldest that
+// nobody reads are given up; a batch that still finds none is not hot, which
+// costs its readers a mapping and its writer nothing.
+//
+// # Migration
+//
+// Store.Move makes a verified copy of one batch in the cold tier, in steps that
+// may each be repeated and after any of which the process may die: intent, copy,
+// verify (the object is read back, its hash and every value compared), flip (one
+// compare-and-set adds the location, after tier.moved was judged), announce, and
+// after a grace drop. The steps are single calls (MoveStep) for the activities of
+// a workflow. The warm copy stays, unless the endpoint declares that it syncs
+// and Migration.Evict asks for the copy to go.
+package tiers

@@ -1,0 +1,184 @@
+package tiers
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
+)
+
+const (
+	// briefWait is how long a write waits for room in the arena before it goes on
+	// without a hot copy: the warm copy serves readers almost as well, so a slow
+	// reader must not hold up a writer for long.
+	briefWait = 20 * time.Millisecond
+	// maxAdopted bounds the segments of other processes that are kept: each costs
+	// a descriptor and memory that is not the arena's.
+	maxAdopted = 256
+	// adoptedBytes bounds their sum where there is no arena to compare with.
+	adoptedBytes = 256 << 20
+	// maxEvictions bounds how many slots one loan may push out.
+	maxEvictions = 1024
+)
+
+// leaseOwner names the leases of batches read in this process.
+const leaseOwner = "store"
+
+// hot is the batches that this process keeps in shared memory, oldest first. It
+// holds each slot as its publisher until it needs the room: then the oldest slot
+// that nobody reads goes first.
+type hot struct {
+	host   *shm.Host
+	arena  *shm.Arena // nil: nothing is written here, segments may still be adopted
+	copies *arrowio.Copies
+
+	mu      sync.Mutex
+	slots   map[string]*list.Element // of *hotSlot, by batch id
+	order   *list.List
+	adopted int
+	bytes   int64 // of adopted segments
+	closed  bool
+	fetch   keyed // one copy into the arena at a time, by batch id
+}
+
+type hotSlot struct {
+	id     string
+	arena  *shm.Arena
+	handle shm.Handle
+}
+
+func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
+	if arena != nil {
+		if err := host.Add(arena); err != nil {
+			return nil, err
+		}
+	}
+	return &hot{host: host, arena: arena, copies: copies, slots: map[string]*list.Element{}, order: list.New()}, nil
+}
+
+// loan takes memory of the arena, pushing out old slots for it. Without room in
+// time it returns shm's error; nil and no error when there is no arena.
+func (h *hot) loan(ctx context.Context, bytes int64, wait time.Duration) (*shm.Loan, error) {
+	if h.arena == nil {
+		return nil, nil
+	}
+	if bytes > h.arena.Size() {
+		return nil, shm.ErrTooLarge // before pushing out anything in vain
+	}
+	for range maxEvictions {
+		st := h.arena.Stats()
+		if st.Waiting == 0 && st.Used+bytes+shm.Alignment <= st.Capacity {
+			l, err := h.tryLoan(ctx, bytes, time.Millisecond)
+			if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+				return l, err
+			}
+			// There is room, but in pieces: make more.
+		}
+		if !h.evict() {
+			break
+		}
+	}
+	return h.tryLoan(ctx, bytes, wait)
+}
+
+func (h *hot) tryLoan(ctx context.Context, bytes int64, wait time.Duration) (*shm.Loan, error) {
+	if wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
+	}
+	return h.arena.Loan(ctx, bytes)
+}
+
+// evict drops the oldest slot of the arena that nobody reads, and reports whether
+// there was one. Slots being read stay: to drop them would free nothing now.
+func (h *hot) evict() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for e := h.order.Front(); e != nil; e = e.Next() {
+		if s := e.Value.(*hotSlot); s.arena == h.arena && !s.arena.Leased(s.handle) {
+			h.drop(e)
+			return true
+		}
+	}
+	return false
+}
+
+// add keeps a published slot as the hot copy of a batch. If there is one already
+// the new slot is dropped.
+func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.slots[id]; ok || h.closed {
+		_ = arena.Drop(handle) // gone already: as wanted
+		return
+	}
+	h.slots[id] = h.order.PushBack(&hotSlot{id: id, arena: arena, handle: handle})
+	if arena == h.arena {
+		return
+	}
+	h.adopted++
+	h.bytes += arena.Size()
+	most := int64(adoptedBytes)
+	if h.arena != nil {
+		most = max(most, h.arena.Size())
+	}
+	for e := h.order.Front(); e != nil && (h.adopted > maxAdopted || h.bytes > most); {
+		next := e.Next()
+		if s := e.Value.(*hotSlot); s.arena != h.arena && s.id != id {
+			h.drop(e)
+		}
+		e = next
+	}
+}
+
+// drop gives up the publisher's hold. Callers hold mu.
+func (h *hot) drop(e *list.Element) {
+	s := h.order.Remove(e).(*hotSlot)
+	delete(h.slots, s.id)
+	if s.arena != h.arena {
+		h.adopted--
+		h.bytes -= s.arena.Size()
+	}
+	_ = s.arena.Drop(s.handle) // gone with its arena: as wanted
+}
+
+// remove drops the hot copy of a batch, if there is one.
+func (h *hot) remove(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e, ok := h.slots[id]; ok {
+		h.drop(e)
+	}
+}
+
+// lease holds the hot copy of a batch for a reader in this process; nil if there
+// is none.
+func (h *hot) lease(id string) *shm.Lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e, ok := h.slots[id]
+	if !ok {
+		return nil
+	}
+	s := e.Value.(*hotSlot)
+	l, err := s.arena.Lease(s.handle, leaseOwner)
+	if err != nil { // the arena was closed under us
+		h.drop(e)
+		return nil
+	}
+	return l
+}
+
+func (h *hot) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for e := h.order.Front(); e != nil; e = h.order.Front() {
+		h.drop(e)
+	}
+}

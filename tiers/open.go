@@ -1,0 +1,200 @@
+package tiers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
+)
+
+// Batch is one opened batch. Release it exactly once; Record is valid until then
+// unless retained.
+type Batch struct {
+	Ref    arrowio.Ref
+	Record arrow.RecordBatch
+	Tier   arrowio.Tier // where it was read from
+	// Lease is the hot slot behind Record, for handing it on to another process;
+	// nil when the batch came from another tier. It ends with the last reference to
+	// Record.
+	Lease *shm.Lease
+
+	released atomic.Bool
+}
+
+// Release gives the batch back.
+func (b *Batch) Release() {
+	if !b.released.Swap(true) {
+		b.Record.Release()
+	}
+}
+
+// OpenBatch resolves ref: hot, then warm, then cold. Bytes from warm and cold are
+// verified against their SHA-256; a copy that is damaged or gone is passed over
+// for the next tier. toArena brings the batch into the arena first, so that Lease
+// is set (ErrNoArena without one); it waits for room until ctx ends.
+//
+// The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
+// arrowio.ErrGone, ErrNotFound.
+func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+	b, err := s.open(ctx, ref, toArena)
+	if err != nil {
+		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
+	}
+	s.count(b.Tier)
+	return b, nil
+}
+
+func (s *Store) open(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+	if s.closed.Load() {
+		return nil, ErrClosed
+	}
+	b, err := s.resolve(ctx, ref, toArena)
+	if err == nil || !errors.Is(err, ErrNoTierHas) {
+		return b, err
+	}
+	// The ref may be older than a migration, or name the batch alone.
+	fresh, refErr := s.Ref(ctx, ref.Dataset, ref.Sequence)
+	if refErr != nil {
+		return nil, errors.Join(err, refErr)
+	}
+	if slices.Equal(fresh.Locations, ref.Locations) {
+		return nil, err
+	}
+	return s.resolve(ctx, fresh, toArena)
+}
+
+func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+	faults := []error{ErrNoTierHas}
+	b, err := s.openHot(ref)
+	if b != nil {
+		return b, nil
+	}
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if toArena {
+		if s.hot.arena == nil {
+			return nil, ErrNoArena
+		}
+		// Two readers at once make one copy.
+		unlock, err := s.hot.fetch.lock(ctx, ref.ID())
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+		if b, _ := s.openHot(ref); b != nil {
+			return b, nil
+		}
+	}
+	for _, tier := range []struct {
+		name arrowio.Tier
+		open func(context.Context, arrowio.Ref, arrowio.Location) (*Batch, error)
+	}{{arrowio.Warm, s.openWarm}, {arrowio.Cold, s.openCold}} {
+		loc, ok := ref.In(tier.name)
+		if !ok {
+			continue
+		}
+		b, err := tier.open(ctx, ref, loc)
+		if err == nil && toArena {
+			return s.bring(ctx, b)
+		}
+		if err == nil {
+			return b, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		if errors.Is(err, arrowio.ErrCorrupt) {
+			s.log.ErrorContext(ctx, "damaged copy passed over", "batch", ref.ID(), "tier", tier.name, "error", err)
+		}
+		faults = append(faults, fmt.Errorf("%s: %w", tier.name, err))
+	}
+	if len(faults) == 1 {
+		faults = append(faults, errors.New("the ref names no location that is still there"))
+	}
+	return nil, errors.Join(faults...)
+}
+
+// openHot returns nil and no error if there is no hot copy.
+func (s *Store) openHot(ref arrowio.Ref) (*Batch, error) {
+	var opts []arrowio.DecodeOption
+	lease := s.hot.lease(ref.ID())
+	if lease != nil {
+		// This store wrote these bytes, or validated them when it adopted them, and
+		// nobody can write to them since.
+		opts = append(opts, arrowio.Trusted())
+	} else if loc, ok := ref.In(arrowio.Hot); ok {
+		var err error
+		if lease, err = s.hot.host.Open(loc.URI, leaseOwner); err != nil {
+			return nil, fmt.Errorf("hot: %w", err)
+		}
+	}
+	if lease == nil {
+		return nil, nil
+	}
+	rec, err := lease.Batch(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("hot: %w", err)
+	}
+	b := &Batch{Ref: ref, Record: rec, Tier: arrowio.Hot, Lease: lease}
+	return checked(b)
+}
+
+func (s *Store) openWarm(_ context.Context, ref arrowio.Ref, loc arrowio.Location) (*Batch, error) {
+	data, release, err := s.warm.open(ref, loc)
+	if err != nil {
+		return nil, err
+	}
+	// The hash says that these are the bytes that were validated when written.
+	rec, err := arrowio.Decode(data, release, arrowio.Trusted())
+	if err != nil {
+		return nil, err
+	}
+	return checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Warm})
+}
+
+// checked refuses a batch that is not the one its ref describes.
+func checked(b *Batch) (*Batch, error) {
+	got := arrowio.Fingerprint(b.Record.Schema())
+	rows := b.Record.NumRows()
+	// A ref without a fingerprint only names the batch.
+	if want := b.Ref; want.Fingerprint != "" && (got != want.Fingerprint || rows != want.Rows) {
+		b.Release()
+		return nil, fmt.Errorf("%w: %d rows of schema %s, catalog says %d of %s", arrowio.ErrCorrupt, rows, got, want.Rows, want.Fingerprint)
+	}
+	return b, nil
+}
+
+// bring copies a batch into the arena and returns that copy instead.
+func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
+	defer b.Release()
+	frame, err := arrowio.Prepare(b.Record)
+	if err != nil {
+		return nil, err
+	}
+	loan, err := s.hot.loan(ctx, frame.Size(), 0)
+	if err != nil {
+		return nil, fmt.Errorf("bring into the arena: %w", err)
+	}
+	if _, err := frame.EncodeTo(loan.Bytes(), s.hot.copies); err != nil {
+		loan.Cancel()
+		return nil, err
+	}
+	handle := loan.Publish()
+	lease, err := s.hot.arena.Lease(handle, leaseOwner)
+	if err != nil {
+		return nil, err
+	}
+	s.hot.add(b.Ref.ID(), s.hot.arena, handle)
+	rec, err := lease.Batch(arrowio.Trusted())
+	if err != nil {
+		return nil, err
+	}
+	return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Lease: lease}, nil
+}

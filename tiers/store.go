@@ -1,0 +1,263 @@
+package tiers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/events"
+)
+
+// Store is the data plane's front door. Safe for concurrent use.
+type Store struct {
+	catalog *catalog
+	bus     bus
+	hot     *hot
+	warm    *warm
+	cold    ObjectStore
+	log     *slog.Logger
+	closed  atomic.Bool
+
+	opened [3]atomic.Int64 // by tierIndex
+	moved  atomic.Int64
+	copies arrowio.Copies
+
+	// announced is, by dataset, one past the newest sequence that this store knows
+	// to be in the event stream; it saves publishing it again.
+	announced sync.Map
+
+	// fault, set by tests alone, is called at each step that a crash may follow;
+	// an error ends the operation there, leaving what a crash would leave.
+	fault func(point string) error
+}
+
+// bus is what a Store needs of *events.Bus.
+type bus interface {
+	Approve(ctx context.Context, evs ...*events.Event) error
+	Publish(ctx context.Context, evs ...events.Event) error
+	Subscribe(ctx context.Context, s events.Subscription, h events.Handler) (*events.Consumer, error)
+}
+
+var validPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
+
+// Open creates the catalog's bucket and the warm directory. The store uses, and
+// does not close, what cfg brings.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	var faults []error
+	if cfg.Conn == nil {
+		faults = append(faults, errors.New("Conn is missing"))
+	}
+	if cfg.Bus == nil {
+		faults = append(faults, errors.New("Bus is missing"))
+	}
+	if cfg.Host == nil {
+		faults = append(faults, errors.New("Host is missing"))
+	}
+	if cfg.Warm == "" {
+		faults = append(faults, errors.New("Warm is missing: batches need a directory on disk"))
+	}
+	if cfg.Prefix == "" {
+		cfg.Prefix = "stokehold"
+	}
+	if !validPrefix.MatchString(cfg.Prefix) {
+		faults = append(faults, fmt.Errorf("Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
+	}
+	if len(faults) > 0 {
+		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
+	var err error
+	if s.hot, err = openHot(cfg.Host, cfg.Arena, &s.copies); err != nil {
+		return nil, &Error{Op: "open store", Err: err}
+	}
+	if s.warm, err = openWarm(cfg.Warm); err != nil {
+		return nil, &Error{Op: "open store", Err: err, Hint: "the warm directory must be writable by this user"}
+	}
+	if s.catalog, err = openCatalog(ctx, cfg.Conn, cfg.Prefix); err != nil {
+		s.warm.close()
+		return nil, &Error{Op: "open store", Err: err, Hint: "is JetStream enabled on the NATS server?"}
+	}
+	return s, nil
+}
+
+// Close gives up the hot copies and refuses further use; batches still lent out
+// stay valid until they are released. Repeatable.
+func (s *Store) Close(context.Context) error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	s.hot.close()
+	s.warm.close()
+	return nil
+}
+
+// Head returns a dataset's state, ErrNotFound if it does not exist.
+func (s *Store) Head(ctx context.Context, dataset string) (Head, error) {
+	rec, _, err := s.head(ctx, dataset)
+	if err != nil {
+		return Head{}, &Error{Op: "head", Dataset: dataset, Err: err}
+	}
+	return rec.Head, nil
+}
+
+func (s *Store) head(ctx context.Context, dataset string) (headRecord, uint64, error) {
+	var rec headRecord
+	if s.closed.Load() {
+		return rec, 0, ErrClosed
+	}
+	name, err := token("dataset", dataset)
+	if err != nil {
+		return rec, 0, err
+	}
+	rev, err := s.catalog.get(ctx, headKey(name), &rec)
+	return rec, rev, err
+}
+
+// Datasets lists all heads by name.
+func (s *Store) Datasets(ctx context.Context) iter.Seq2[Head, error] {
+	return func(yield func(Head, error) bool) {
+		if s.closed.Load() {
+			yield(Head{}, &Error{Op: "list", Err: ErrClosed})
+			return
+		}
+		var heads []Head
+		err := s.catalog.list(ctx, headKey("*"), func(e jetstream.KeyValueEntry) error {
+			var rec headRecord
+			if err := json.Unmarshal(e.Value(), &rec); err != nil {
+				return fmt.Errorf("catalog: decode %s: %w", e.Key(), err)
+			}
+			heads = append(heads, rec.Head)
+			return nil
+		})
+		if err != nil {
+			yield(Head{}, &Error{Op: "list", Err: err})
+			return
+		}
+		slices.SortFunc(heads, func(a, b Head) int { return strings.Compare(a.Dataset, b.Dataset) })
+		for _, h := range heads {
+			if !yield(h, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Ref returns the committed batch of that sequence, ErrNotFound otherwise.
+func (s *Store) Ref(ctx context.Context, dataset string, seq uint64) (arrowio.Ref, error) {
+	rec, _, err := s.head(ctx, dataset)
+	if err == nil && seq >= rec.Next {
+		err = fmt.Errorf("%w: dataset has batches 0 to %d", ErrNotFound, int64(rec.Next)-1)
+	}
+	if err != nil {
+		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: err}
+	}
+	e, _, err := s.entry(ctx, dataset, seq)
+	if err != nil {
+		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: err}
+	}
+	return e.Ref, nil
+}
+
+// entry reads a batch's entry. It proves nothing of whether the batch is
+// committed: compare with the head first.
+func (s *Store) entry(ctx context.Context, dataset string, seq uint64) (entry, uint64, error) {
+	var e entry
+	name, err := token("dataset", dataset)
+	if err != nil {
+		return e, 0, err
+	}
+	rev, err := s.catalog.get(ctx, batchKey(name, seq), &e)
+	return e, rev, err
+}
+
+// Stats counts batches and bytes by tier, and copies made.
+type Stats struct {
+	Hot, Warm, Cold int64 // batches opened from each tier
+	Moved           int64 // verified migrations that this store flipped
+	CopiedBytes     int64 // body bytes copied into an arena from the Go heap or another tier
+}
+
+// Stats returns the counters since Open.
+func (s *Store) Stats() Stats {
+	return Stats{
+		Hot: s.opened[0].Load(), Warm: s.opened[1].Load(), Cold: s.opened[2].Load(),
+		Moved: s.moved.Load(), CopiedBytes: s.copies.Bytes(),
+	}
+}
+
+func (s *Store) count(t arrowio.Tier) {
+	switch t {
+	case arrowio.Hot:
+		s.opened[0].Add(1)
+	case arrowio.Warm:
+		s.opened[1].Add(1)
+	case arrowio.Cold:
+		s.opened[2].Add(1)
+	}
+}
+
+func (s *Store) crash(point string) error {
+	if s.fault == nil {
+		return nil
+	}
+	return s.fault(point)
+}
+
+func batchID(dataset string, seq uint64) string {
+	return arrowio.Ref{Dataset: dataset, Sequence: seq}.ID()
+}
+
+// keyed hands out one mutex per key while somebody wants it.
+type keyed struct {
+	mu   sync.Mutex
+	held map[string]*keyedLock
+}
+
+type keyedLock struct {
+	ch   chan struct{} // holds one token while unlocked
+	want int
+}
+
+// lock waits for key's lock or ctx; unlock is nil on error.
+func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[string]*keyedLock{}
+	}
+	l := k.held[key]
+	if l == nil {
+		l = &keyedLock{ch: make(chan struct{}, 1)}
+		l.ch <- struct{}{}
+		k.held[key] = l
+	}
+	l.want++
+	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.want--; l.want == 0 {
+			delete(k.held, key)
+		}
+	}
+	select {
+	case <-l.ch:
+		return func() { l.ch <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,491 @@
+package tiers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/events"
+)
+
+// Writer appends batches to one dataset. Not safe for concurrent use. A Writer
+// holds no resources: it needs no closing.
+type Writer struct {
+	store       *Store
+	dataset     string
+	name        string // token of dataset
+	fingerprint string
+	head        headRecord // as this writer last committed or found it
+	rev         uint64
+	unannounced *events.Event // of a commit whose publication failed
+	fenced      bool
+}
+
+// Writer opens dataset for appending, fencing every earlier writer. schema
+// must match the dataset's if it has one. A sealed dataset can be opened by a
+// run's stage that wrote to it before, whose repeated writes are recognised;
+// others get ErrSealed. An attempt older than one that has opened is ErrFenced;
+// the same attempt may open again.
+//
+// The newest batch is announced again, since whoever committed it may have died
+// before it could.
+func (s *Store) Writer(ctx context.Context, dataset string, schema *arrow.Schema, f Fence) (*Writer, error) {
+	w, err := s.takeOver(ctx, dataset, schema, f)
+	if err != nil {
+		return nil, &Error{Op: "open writer", Dataset: dataset, Err: err}
+	}
+	if err := w.announceNewest(ctx); err != nil {
+		return nil, &Error{Op: "open writer", Dataset: dataset, Err: err}
+	}
+	if err := s.sweepWarm(ctx, dataset, w.head.Next); err != nil {
+		s.log.WarnContext(ctx, "sweep of the warm tier failed; the next writer repeats it", "dataset", dataset, "error", err)
+	}
+	return w, nil
+}
+
+func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Schema, f Fence) (*Writer, error) {
+	if schema == nil {
+		return nil, fmt.Errorf("%w: none given", ErrSchema)
+	}
+	name, err := token("dataset", dataset)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := fenceKey(name, f)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{store: s, dataset: dataset, name: name, fingerprint: arrowio.Fingerprint(schema)}
+	for range maxRaces {
+		rec, rev, err := s.head(ctx, dataset)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			rec = headRecord{Head: Head{Dataset: dataset, Fingerprint: w.fingerprint}}
+		case err != nil:
+			return nil, err
+		case rec.Fingerprint != w.fingerprint:
+			return nil, fmt.Errorf("%w: %s, dataset has %s", ErrSchema, w.fingerprint, rec.Fingerprint)
+		}
+		// The displaced writer's base is kept before it is displaced. Whoever displaced
+		// us did the same, so what is read here is complete, unless the head changes
+		// meanwhile; then the compare-and-set below fails.
+		mine := rec.Fence.Run == f.Run && rec.Fence.Stage == f.Stage
+		before := baseRecord{Base: rec.Base, Attempt: rec.Fence.Attempt}
+		known := mine
+		if !mine {
+			if err := s.archive(ctx, name, rec); err != nil {
+				return nil, err
+			}
+			_, err := s.catalog.get(ctx, ours, &before)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return nil, err
+			}
+			known = err == nil
+		}
+		if known && f.Attempt < before.Attempt {
+			return nil, fmt.Errorf("%w: attempt %d of run %s stage %s has opened it, this is attempt %d", ErrFenced, before.Attempt, f.Run, f.Stage, f.Attempt)
+		}
+		if rec.Sealed {
+			if !known {
+				return nil, ErrSealed
+			}
+			rec.Base = before.Base
+			w.head, w.rev = rec, rev
+			return w, nil
+		}
+		next := rec
+		next.Epoch++
+		next.Fence = f
+		next.Base = rec.Next
+		if known {
+			next.Base = before.Base
+		}
+		w.rev, err = s.catalog.set(ctx, headKey(name), next, rev)
+		if err == nil {
+			w.head = next
+			return w, nil
+		}
+		if !errors.Is(err, errConflict) {
+			return nil, err
+		}
+		if err := backoff(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("lost %d compare-and-sets in a row", maxRaces)
+}
+
+// backoff keeps two that race from racing in step.
+func backoff(ctx context.Context) error {
+	t := time.NewTimer(rand.N(2 * time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func fenceKey(name string, f Fence) (string, error) {
+	run, err := token("run", f.Run)
+	if err != nil {
+		return "", err
+	}
+	stage, err := token("stage", f.Stage)
+	if err != nil {
+		return "", err
+	}
+	return baseKey(name, run, stage), nil
+}
+
+// archive keeps what rec's writer needs if it comes back.
+func (s *Store) archive(ctx context.Context, name string, rec headRecord) error {
+	if rec.Epoch == 0 {
+		return nil
+	}
+	key, err := fenceKey(name, rec.Fence)
+	if err != nil {
+		return err
+	}
+	_, err = update(ctx, s.catalog, key, func(b *baseRecord, exists bool) (bool, error) {
+		if exists && b.Attempt >= rec.Fence.Attempt {
+			return false, nil
+		}
+		*b = baseRecord{Base: rec.Base, Attempt: rec.Fence.Attempt}
+		return true, nil
+	})
+	return err
+}
+
+// Base is the first sequence that this run's stage wrote, the same on every
+// attempt; Next is where the next batch goes.
+func (w *Writer) Base() uint64 { return w.head.Base }
+
+// Next is the sequence of the next append.
+func (w *Writer) Next() uint64 { return w.head.Next }
+
+// WriteAt stores batch as sequence seq: written through to disk, judged,
+// committed, announced. A sequence that exists already is returned as it is and
+// nothing is stored (a retried stage repeats nothing); one past Next is ErrGap.
+// The caller keeps its reference to batch.
+//
+// A batch that governance refuses leaves nothing behind; the error wraps
+// events.ErrDenied. An error after the commit (the bus could not be reached)
+// leaves the batch committed: writing it again, or the next one, announces it.
+func (w *Writer) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	ref, err := w.write(ctx, seq, func() (*body, error) { return w.encode(ctx, batch) })
+	if err != nil {
+		return ref, &Error{Op: "write", Dataset: w.dataset, Batch: batchID(w.dataset, seq), Err: err}
+	}
+	return ref, nil
+}
+
+// AdoptAt is WriteAt for a sealed segment that another process wrote: its bytes
+// become the hot copy as they are, without being copied. The store owns seg from
+// here on, errors included. The segment's contents are validated in full.
+func (w *Writer) AdoptAt(ctx context.Context, seq uint64, seg *shm.Arena) (arrowio.Ref, error) {
+	used := false
+	ref, err := w.write(ctx, seq, func() (*body, error) {
+		used = true
+		return w.adopt(seg)
+	})
+	if !used { // the sequence exists, or nothing could be written
+		err = errors.Join(err, seg.Close())
+	}
+	if err != nil {
+		return ref, &Error{Op: "adopt", Dataset: w.dataset, Batch: batchID(w.dataset, seq), Err: err}
+	}
+	return ref, nil
+}
+
+// body is a batch framed in memory, about to be written.
+type body struct {
+	frame       []byte
+	fingerprint string
+	rows        int64
+	bodyBytes   int64
+	hot         *arrowio.Location
+	keep        func(id string) // makes the shared slot the batch's hot copy
+	abandon     func()          // gives the shared slot up
+}
+
+func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, error) {
+	frame, err := arrowio.Prepare(batch)
+	if err != nil {
+		return nil, err
+	}
+	if frame.Size() > MaxBatchBytes {
+		return nil, fmt.Errorf("%w: %d bytes framed, at most %d: write smaller batches", ErrTooLarge, frame.Size(), int64(MaxBatchBytes))
+	}
+	b := &body{
+		fingerprint: arrowio.Fingerprint(batch.Schema()), rows: batch.NumRows(), bodyBytes: frame.BodyBytes(),
+		keep: func(string) {}, abandon: func() {},
+	}
+	h := w.store.hot
+	loan, err := h.loan(ctx, frame.Size(), briefWait)
+	if err != nil && ctx.Err() != nil {
+		return nil, err
+	}
+	if loan == nil { // no arena, or no room: the batch is not hot, and that is all
+		b.frame, err = arrowio.Encode(batch, nil)
+		return b, err
+	}
+	if _, err := frame.EncodeTo(loan.Bytes(), h.copies); err != nil {
+		loan.Cancel()
+		return nil, err
+	}
+	handle := loan.Publish()
+	lease, err := h.arena.Lease(handle, leaseOwner) // or the memory goes if the arena is closed now
+	if err != nil {
+		return nil, err
+	}
+	b.frame = lease.Bytes()
+	b.hot = &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"}
+	b.keep = func(id string) { h.add(id, h.arena, handle); lease.Release() }
+	b.abandon = func() { _ = h.arena.Drop(handle); lease.Release() } // gone with its arena: as wanted
+	return b, nil
+}
+
+func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
+	handle, ok := seg.Sole()
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%w: not an adopted segment", arrowio.ErrGone), seg.Close())
+	}
+	h := w.store.hot
+	fail := func(err error) (*body, error) { return nil, errors.Join(err, seg.Close()) }
+	if err := h.host.Add(seg); err != nil {
+		return fail(err)
+	}
+	lease, err := seg.Lease(handle, leaseOwner)
+	if err != nil {
+		return fail(err)
+	}
+	frame := lease.Bytes()
+	rec, err := lease.Batch() // validated in full: the writer was another process
+	if err != nil {
+		return fail(err)
+	}
+	bodyBytes, err := arrowio.BodyBytes(rec)
+	if err != nil {
+		rec.Release()
+		return fail(err)
+	}
+	return &body{
+		frame: frame, fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
+		hot:     &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"},
+		keep:    func(id string) { h.add(id, seg, handle); rec.Release() },
+		abandon: func() { rec.Release(); _ = seg.Close() },
+	}, nil
+}
+
+// write is the protocol: see the package documentation.
+func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, error)) (ref arrowio.Ref, err error) {
+	s := w.store
+	switch {
+	case s.closed.Load():
+		return ref, ErrClosed
+	case w.fenced:
+		return ref, ErrFenced
+	}
+	if err := w.announce(ctx); err != nil {
+		return ref, err
+	}
+	switch {
+	case seq < w.head.Next:
+		e, _, err := s.entry(ctx, w.dataset, seq)
+		return e.Ref, err
+	case seq > w.head.Next:
+		return ref, fmt.Errorf("%w: the next one is %d", ErrGap, w.head.Next)
+	case w.head.Sealed:
+		return ref, ErrSealed
+	}
+	b, err := load()
+	if err != nil {
+		return ref, err
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			b.abandon()
+		}
+	}()
+	if b.fingerprint != w.fingerprint {
+		return ref, fmt.Errorf("%w: %s, dataset has %s", ErrSchema, b.fingerprint, w.fingerprint)
+	}
+	file, err := s.warm.stage(ctx, w.dataset, seq, b.frame)
+	if err != nil {
+		return ref, err
+	}
+	defer file.discard()
+	if err := s.crash("staged"); err != nil {
+		return ref, err
+	}
+	ref = arrowio.Ref{Dataset: w.dataset, Sequence: seq, Rows: b.rows, BodyBytes: b.bodyBytes, Fingerprint: b.fingerprint}
+	if b.hot != nil {
+		ref.Locations = append(ref.Locations, *b.hot)
+	}
+	ref.Locations = append(ref.Locations, file.location)
+	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC()}
+	ev, err := w.batchEvent(e)
+	if err == nil {
+		err = s.bus.Approve(ctx, &ev)
+	}
+	if err != nil {
+		return arrowio.Ref{}, err
+	}
+	if err := s.crash("approved"); err != nil {
+		return ref, err
+	}
+	if e.Event, err = json.Marshal(ev); err != nil {
+		return ref, fmt.Errorf("encode event: %w", err)
+	}
+	if err := file.commit(); err != nil {
+		return ref, fmt.Errorf("name warm copy: %w", err)
+	}
+	if err := s.crash("linked"); err != nil {
+		return ref, err
+	}
+	if err := w.putEntry(ctx, e); err != nil {
+		return ref, err
+	}
+	if err := s.crash("entered"); err != nil {
+		return ref, err
+	}
+	next := w.head
+	next.Next++
+	next.Rows += b.rows
+	if err := w.commit(ctx, next); err != nil {
+		return ref, err
+	}
+	b.keep(ref.ID())
+	kept = true
+	w.unannounced = &ev
+	if err := s.crash("committed"); err != nil {
+		return ref, err
+	}
+	return ref, w.announce(ctx)
+}
+
+// putEntry stores the batch's entry where a fenced writer cannot have the last
+// word: an entry gives way to a writer of its own or a later epoch only.
+func (w *Writer) putEntry(ctx context.Context, e entry) error {
+	key := batchKey(w.name, e.Ref.Sequence)
+	_, err := update(ctx, w.store.catalog, key, func(at *entry, exists bool) (bool, error) {
+		if exists && at.Epoch > e.Epoch {
+			w.fenced = true
+			return false, ErrFenced
+		}
+		*at = e
+		return true, nil
+	})
+	return err
+}
+
+// commit moves the head by compare-and-set. An error that leaves open whether it
+// took effect is settled by reading the head again.
+func (w *Writer) commit(ctx context.Context, next headRecord) error {
+	rev, err := w.store.catalog.set(ctx, headKey(w.name), next, w.rev)
+	if err == nil {
+		w.head, w.rev = next, rev
+		return nil
+	}
+	now, rev, readErr := w.store.head(ctx, w.dataset)
+	switch {
+	case readErr != nil:
+		return errors.Join(err, readErr)
+	case now.Epoch != next.Epoch:
+		w.fenced = true
+		return fmt.Errorf("%w: run %s stage %s attempt %d", ErrFenced, now.Fence.Run, now.Fence.Stage, now.Fence.Attempt)
+	case now == next:
+		w.head, w.rev = next, rev
+		return nil
+	}
+	return err
+}
+
+// announce publishes the event of a commit that has not been yet.
+func (w *Writer) announce(ctx context.Context) error {
+	if w.unannounced == nil {
+		return nil
+	}
+	if err := w.store.bus.Publish(ctx, *w.unannounced); err != nil {
+		return fmt.Errorf("committed, but not announced: %w", err)
+	}
+	w.unannounced = nil
+	w.store.announced.Store(w.dataset, w.head.Next)
+	return nil
+}
+
+// announceNewest publishes the newest batch's event as it was approved. The bus
+// drops it if it is there already.
+func (w *Writer) announceNewest(ctx context.Context) error {
+	if done, ok := w.store.announced.Load(w.dataset); w.head.Next == 0 || ok && done.(uint64) >= w.head.Next {
+		return nil
+	}
+	e, _, err := w.store.entry(ctx, w.dataset, w.head.Next-1)
+	if err != nil {
+		return fmt.Errorf("newest batch: %w", err)
+	}
+	var ev events.Event
+	if err := json.Unmarshal(e.Event, &ev); err != nil {
+		return fmt.Errorf("newest batch: decode event: %w", err)
+	}
+	err = w.store.bus.Publish(ctx, ev)
+	if errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrInvalid) {
+		// Approved when it was committed; today's policy or stamps differ. The commit
+		// stands, and the writer is not to blame.
+		w.store.log.WarnContext(ctx, "the newest batch could not be announced again", "batch", e.Ref.ID(), "error", err)
+		return nil
+	}
+	if err == nil {
+		w.store.announced.Store(w.dataset, w.head.Next)
+	}
+	return err
+}
+
+// Seal says that no more batches will come. Repeatable.
+func (w *Writer) Seal(ctx context.Context) error {
+	if err := w.seal(ctx); err != nil {
+		return &Error{Op: "seal", Dataset: w.dataset, Err: err}
+	}
+	return nil
+}
+
+func (w *Writer) seal(ctx context.Context) error {
+	switch {
+	case w.store.closed.Load():
+		return ErrClosed
+	case w.fenced:
+		return ErrFenced
+	}
+	if err := w.announce(ctx); err != nil {
+		return err
+	}
+	ev, err := w.newEvent(events.TypeDatasetSealed, w.dataset+"#sealed", time.Now().UTC(),
+		events.DatasetSealed{Dataset: w.dataset, Batches: int64(w.head.Next), Rows: w.head.Rows})
+	if err == nil {
+		err = w.store.bus.Approve(ctx, &ev)
+	}
+	if err != nil {
+		return err
+	}
+	if !w.head.Sealed {
+		next := w.head
+		next.Sealed = true
+		if err := w.commit(ctx, next); err != nil {
+			return err
+		}
+		if err := w.store.crash("sealed"); err != nil {
+			return err
+		}
+	}
+	return w.store.bus.Publish(ctx, ev)
+}
