@@ -86,7 +86,7 @@ func (l *log) week(n int, at time.Time, w report.Week) {
 	case w.Promoted:
 		l.add(events.TypePromotionRequested, run+"/request", at, events.PromotionRequested{Challenger: challenger, Run: run,
 			Metrics: events.PromotionMetrics{Challenger: map[string]float64{"logloss": 0.4512}, Champion: map[string]float64{"logloss": 0.4873}}})
-		l.add(events.TypeModelPromoted, run+"/promoted", at, events.ModelPromoted{Version: challenger, Run: run})
+		l.add(events.TypeModelPromoted, run+"/promoted", at, events.ModelPromoted{Alias: models.Champion, Version: challenger, Run: run})
 	case w.Retrained:
 		l.add(events.TypeModelRefused, run+"/refused", at, events.ModelRefused{Version: challenger, Run: run, Reason: w.Reason})
 	case w.Drift:

@@ -5,8 +5,8 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
-	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/drift"
 )
 
