@@ -13,19 +13,20 @@ const (
 	Challenger = "challenger"
 )
 
+// Sentinels for the decisions a caller makes.
 var (
 	ErrNotFound = errors.New("no such model version or alias")
-	// ErrConflict: the alias moved since it was read.
+	// ErrConflict means the alias moved since it was read.
 	ErrConflict = errors.New("alias was moved by another")
-	// ErrMetrics: a metric is NaN or infinite, or there is none where one is needed.
+	// ErrMetrics means a metric is NaN or infinite, or there is none where one is needed.
 	ErrMetrics = errors.New("unusable metrics")
-	// ErrArtifact: the bytes are not what their manifest says.
+	// ErrArtifact means the bytes are not what their manifest says.
 	ErrArtifact = errors.New("artifact does not match its version")
-	// ErrInvalid: a name, format or field that cannot be stored.
+	// ErrInvalid means a name, format or field that cannot be stored.
 	ErrInvalid = errors.New("invalid model")
-	// ErrAmbiguous: an id prefix that several versions share, or that is too short.
+	// ErrAmbiguous means an id prefix that several versions share, or that is too short.
 	ErrAmbiguous = errors.New("ambiguous version id")
-	// ErrTooLarge: an artifact over MaxArtifactBytes.
+	// ErrTooLarge means an artifact over MaxArtifactBytes.
 	ErrTooLarge = errors.New("artifact too large")
 )
 
@@ -66,6 +67,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // Status of a version.
 type Status string
 
+// The statuses of a version.
 const (
 	Registered Status = "registered"
 	Promoted   Status = "promoted" // is or was champion

@@ -54,19 +54,19 @@ var validPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	var faults []error
 	if cfg.Conn == nil {
-		faults = append(faults, errors.New("Conn is missing"))
+		faults = append(faults, errors.New("config: Conn is missing"))
 	}
 	if cfg.Bus == nil {
-		faults = append(faults, errors.New("Bus is missing"))
+		faults = append(faults, errors.New("config: Bus is missing"))
 	}
 	if cfg.Dir == "" {
-		faults = append(faults, errors.New("Dir is missing: artifacts need a directory on disk"))
+		faults = append(faults, errors.New("config: Dir is missing: artifacts need a directory on disk"))
 	}
 	if cfg.Prefix == "" {
 		cfg.Prefix = "stokehold"
 	}
 	if !validPrefix.MatchString(cfg.Prefix) {
-		faults = append(faults, fmt.Errorf("Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
+		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("models: open registry: %w", errors.Join(faults...))

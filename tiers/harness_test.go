@@ -25,6 +25,7 @@ import (
 type world struct {
 	tb   testing.TB
 	ctx  context.Context
+	srv  *natstest.Server
 	conn *nats.Conn
 	bus  *events.Bus
 	warm string
@@ -38,7 +39,7 @@ func newWorld(tb testing.TB) *world {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	tb.Cleanup(cancel)
 	srv := natstest.Start(tb)
-	w := &world{tb: tb, ctx: ctx, conn: srv.Connect(), warm: filepath.Join(tb.TempDir(), "warm"), cold: tb.TempDir()}
+	w := &world{tb: tb, ctx: ctx, srv: srv, conn: srv.Connect(), warm: filepath.Join(tb.TempDir(), "warm"), cold: tb.TempDir()}
 	bus, err := events.Open(ctx, events.Config{Conn: w.conn, Judge: w})
 	if err != nil {
 		tb.Fatal(err)

@@ -13,12 +13,12 @@ import (
 )
 
 var (
-	// ErrMigration: the migration asked for is not one that the store makes.
+	// ErrMigration means the migration asked for is not one that the store makes.
 	ErrMigration = errors.New("unsupported migration")
-	// ErrNotDurable: the warm copy may not go, since the cold endpoint does not
+	// ErrNotDurable means the warm copy may not go, since the cold endpoint does not
 	// promise to keep acknowledged objects through a power cut.
 	ErrNotDurable = errors.New("endpoint does not sync")
-	// ErrOrder: a step was asked for before the one that it builds on.
+	// ErrOrder means a step was asked for before the one that it builds on.
 	ErrOrder = errors.New("migration step out of order")
 )
 

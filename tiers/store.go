@@ -56,22 +56,22 @@ var validPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	var faults []error
 	if cfg.Conn == nil {
-		faults = append(faults, errors.New("Conn is missing"))
+		faults = append(faults, errors.New("config: Conn is missing"))
 	}
 	if cfg.Bus == nil {
-		faults = append(faults, errors.New("Bus is missing"))
+		faults = append(faults, errors.New("config: Bus is missing"))
 	}
 	if cfg.Host == nil {
-		faults = append(faults, errors.New("Host is missing"))
+		faults = append(faults, errors.New("config: Host is missing"))
 	}
 	if cfg.Warm == "" {
-		faults = append(faults, errors.New("Warm is missing: batches need a directory on disk"))
+		faults = append(faults, errors.New("config: Warm is missing: batches need a directory on disk"))
 	}
 	if cfg.Prefix == "" {
 		cfg.Prefix = "stokehold"
 	}
 	if !validPrefix.MatchString(cfg.Prefix) {
-		faults = append(faults, fmt.Errorf("Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
+		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}

@@ -21,13 +21,13 @@ var (
 	ErrSchema    = errors.New("schema differs from the dataset's")
 	ErrGap       = errors.New("sequence leaves a gap")
 	ErrNoTierHas = errors.New("no tier could serve the batch")
-	// ErrName: a dataset, run or stage name that cannot be stored.
+	// ErrName means a dataset, run or stage name that cannot be stored.
 	ErrName = errors.New("unusable name")
-	// ErrTooLarge: a batch over MaxBatchBytes, or an object over a driver's limit.
+	// ErrTooLarge means a batch over MaxBatchBytes, or an object over a driver's limit.
 	ErrTooLarge = errors.New("too large")
-	// ErrClosed: the store is closed.
+	// ErrClosed means the store is closed.
 	ErrClosed = errors.New("store is closed")
-	// ErrNoArena: a batch was wanted in shared memory and the store has no arena.
+	// ErrNoArena means a batch was wanted in shared memory and the store has no arena.
 	ErrNoArena = errors.New("store has no arena")
 )
 

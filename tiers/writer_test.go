@@ -1,12 +1,14 @@
 package tiers_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 
@@ -376,6 +378,44 @@ func TestUnreachableBusAfterTheCommit(t *testing.T) {
 	}
 	if got := w.published(events.TypeBatchPublished); got[dataset+"#0"] != 1 {
 		t.Errorf("announced %v", got)
+	}
+}
+
+// The server goes away under a writer and comes back: the writer goes on where it
+// was, whatever became of the requests that were under way.
+func TestServerRestartsUnderAWriter(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.store(1 << 20)
+	wr := w.writer(s, dataset, fence("run-1", 1))
+	w.write(wr, 0)
+	w.srv.Stop()
+	rec := batch(1, 100)
+	defer rec.Release()
+	short, cancel := context.WithTimeout(w.ctx, 200*time.Millisecond)
+	defer cancel()
+	if _, err := wr.WriteAt(short, 1, rec); err == nil {
+		t.Fatal("written without a server")
+	}
+	w.srv.Restart()
+	for {
+		short, cancel := context.WithTimeout(w.ctx, 5*time.Second)
+		_, err := wr.WriteAt(short, 1, rec)
+		cancel()
+		if err == nil {
+			break
+		}
+		if w.ctx.Err() != nil || errors.Is(err, tiers.ErrFenced) {
+			t.Fatal(err)
+		}
+	}
+	w.write(wr, 2)
+	if head, err := s.Head(w.ctx, dataset); err != nil || head.Next != 3 || head.Rows != 300 || head.Epoch != 1 {
+		t.Errorf("head %+v, %v", head, err)
+	}
+	for seq := range uint64(3) {
+		if got := w.published(events.TypeBatchPublished)[fmt.Sprintf("%s#%d", dataset, seq)]; got != 1 {
+			t.Errorf("batch %d announced %d times", seq, got)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 func TestObjectStore(t *testing.T) {
 	tierstest.RunObjectStore(t, func(t *testing.T) tiers.ObjectStore {
+		t.Helper()
 		s, err := objectdir.Open(t.TempDir())
 		if err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"strings"
 
@@ -23,14 +24,14 @@ import (
 )
 
 var (
-	// ErrUnavailable: the endpoint could not be reached, or gave up with an error
+	// ErrUnavailable means the endpoint could not be reached, or gave up with an error
 	// of its own. Retrying later may help.
 	ErrUnavailable = errors.New("S3 endpoint unavailable")
-	// ErrAccess: the endpoint refused the credentials or the permission.
+	// ErrAccess means the endpoint refused the credentials or the permission.
 	ErrAccess = errors.New("S3 access denied")
-	// ErrBucket: there is no such bucket.
+	// ErrBucket means there is no such bucket.
 	ErrBucket = errors.New("no such S3 bucket")
-	// ErrConfig: the configuration cannot be used.
+	// ErrConfig means the configuration cannot be used.
 	ErrConfig = errors.New("bad S3 configuration")
 )
 
@@ -91,7 +92,7 @@ var (
 // Open checks the configuration and that the bucket is there and may be used.
 // The error wraps ErrConfig, ErrUnavailable, ErrAccess or ErrBucket.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	host, secure, err := cfg.check()
+	cfg, host, secure, err := cfg.checked()
 	if err != nil {
 		return nil, fmt.Errorf("s3: open: %w", err)
 	}
@@ -120,7 +121,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func (c *Config) check() (host string, secure bool, err error) {
+// checked returns the configuration with its defaults filled in.
+func (c Config) checked() (cfg Config, host string, secure bool, err error) {
 	var faults []error
 	raw := c.Endpoint
 	if !strings.Contains(raw, "://") {
@@ -151,9 +153,9 @@ func (c *Config) check() (host string, secure bool, err error) {
 		faults = append(faults, fmt.Errorf("MaxObjectBytes of %d: want 1 to %d", c.MaxObjectBytes, int64(maxSinglePut)))
 	}
 	if len(faults) > 0 {
-		return "", false, fmt.Errorf("%w: %w", ErrConfig, errors.Join(faults...))
+		return c, "", false, fmt.Errorf("%w: %w", ErrConfig, errors.Join(faults...))
 	}
-	return host, secure, nil
+	return c, host, secure, nil
 }
 
 // Syncs is what the configuration declares.
@@ -281,9 +283,9 @@ func (s *Store) fail(op, key string, err error) error {
 		return fmt.Errorf("s3: %s %s: %w", op, what, tiers.ErrNotFound)
 	case res.Code == minio.NoSuchBucket:
 		return fmt.Errorf("s3: %s %s: %w: %s at %s", op, what, ErrBucket, s.bucket, s.endpoint)
-	case res.StatusCode == 401, res.StatusCode == 403, res.Code == "InvalidAccessKeyId", res.Code == "SignatureDoesNotMatch":
+	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden, res.Code == "InvalidAccessKeyId", res.Code == "SignatureDoesNotMatch":
 		return fmt.Errorf("s3: %s %s: %w: %s says %s (check the credentials)", op, what, ErrAccess, s.endpoint, res.Code)
-	case res.StatusCode >= 500:
+	case res.StatusCode >= http.StatusInternalServerError:
 		return fmt.Errorf("s3: %s %s: %w: %s says %w", op, what, ErrUnavailable, s.endpoint, err)
 	}
 	return fmt.Errorf("s3: %s %s: %s says %s: %w", op, what, s.endpoint, res.Code, err)

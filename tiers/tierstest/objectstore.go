@@ -21,9 +21,10 @@ import (
 // the prefix "tierstest/"; it is called once per subtest, and may return the same
 // store if what earlier subtests left was removed.
 func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
+	t.Helper()
 	for _, c := range []struct {
 		name string
-		run  func(*testing.T, context.Context, tiers.ObjectStore)
+		run  func(context.Context, *testing.T, tiers.ObjectStore)
 	}{
 		{"what is put is got", roundTrip},
 		{"putting again is a success", putAgain},
@@ -38,7 +39,7 @@ func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			c.run(t, ctx, open(t))
+			c.run(ctx, t, open(t))
 		})
 	}
 }
@@ -52,19 +53,20 @@ func body(size int) []byte {
 	return b
 }
 
-func put(t *testing.T, ctx context.Context, s tiers.ObjectStore, key string, b []byte) {
+func put(ctx context.Context, t *testing.T, s tiers.ObjectStore, key string, b []byte) {
 	t.Helper()
 	if err := s.Put(ctx, key, b); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func roundTrip(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func roundTrip(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	// 20 MiB is beyond where clients begin to upload in parts.
 	for _, size := range []int{0, 1, 4096, 1<<20 + 1, 20 << 20} {
 		key := fmt.Sprintf("%ssize/%d.parquet", prefix, size)
 		want := body(size)
-		put(t, ctx, s, key, want)
+		put(ctx, t, s, key, want)
 		got, err := s.Get(ctx, key)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d bytes: got %d, %v", size, len(got), err)
@@ -74,7 +76,7 @@ func roundTrip(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 		}
 	}
 	for _, key := range []string{prefix + "a b", prefix + "é+%&?=#", prefix + "a/b/c/d.e"} {
-		put(t, ctx, s, key, []byte(key))
+		put(ctx, t, s, key, []byte(key))
 		if got, err := s.Get(ctx, key); err != nil || string(got) != key {
 			t.Errorf("key %q: got %q, %v", key, got, err)
 		}
@@ -84,10 +86,11 @@ func roundTrip(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func putAgain(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func putAgain(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	key := prefix + "again"
-	put(t, ctx, s, key, body(100))
-	put(t, ctx, s, key, body(100))
+	put(ctx, t, s, key, body(100))
+	put(ctx, t, s, key, body(100))
 	if got, err := s.Get(ctx, key); err != nil || !bytes.Equal(got, body(100)) {
 		t.Errorf("got %d bytes, %v", len(got), err)
 	}
@@ -96,7 +99,8 @@ func putAgain(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func absent(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func absent(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	if _, err := s.Get(ctx, prefix+"absent/object"); !errors.Is(err, tiers.ErrNotFound) {
 		t.Errorf("get: %v, want ErrNotFound", err)
 	}
@@ -104,7 +108,7 @@ func absent(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 		t.Errorf("delete: %v", err)
 	}
 	key := prefix + "gone"
-	put(t, ctx, s, key, []byte("x"))
+	put(ctx, t, s, key, []byte("x"))
 	for range 2 {
 		if err := s.Delete(ctx, key); err != nil {
 			t.Errorf("delete: %v", err)
@@ -115,7 +119,8 @@ func absent(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func badKeys(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func badKeys(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	for _, key := range []string{"", "/abs", "../up", "a/../../b", "a//b", "a/", ".hidden", "nul\x00", "\xff", strings.Repeat("k", 600)} {
 		if err := s.Put(ctx, key, []byte("x")); !errors.Is(err, tiers.ErrName) {
 			t.Errorf("put %.20q: %v, want ErrName", key, err)
@@ -129,14 +134,15 @@ func badKeys(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func listing(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func listing(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	want := map[string]int64{}
 	for i := range 25 {
 		key := fmt.Sprintf("%slist/%02d/object-%d", prefix, i%3, i)
 		want[key] = int64(i)
-		put(t, ctx, s, key, body(i))
+		put(ctx, t, s, key, body(i))
 	}
-	put(t, ctx, s, prefix+"listless", []byte("not under it"))
+	put(ctx, t, s, prefix+"listless", []byte("not under it"))
 	list := func(under string) map[string]int64 {
 		got := map[string]int64{}
 		for o, err := range s.List(ctx, under) {
@@ -176,9 +182,10 @@ func listing(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func listingLeft(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func listingLeft(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	for i := range 5 {
-		put(t, ctx, s, fmt.Sprintf("%sleft/%d", prefix, i), []byte("x"))
+		put(ctx, t, s, fmt.Sprintf("%sleft/%d", prefix, i), []byte("x"))
 	}
 	n := 0
 	for _, err := range s.List(ctx, prefix+"left/") {
@@ -199,7 +206,8 @@ func listingLeft(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func ended(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func ended(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
 	if err := s.Put(ctx, prefix+"late", []byte("x")); !errors.Is(err, context.Canceled) {
@@ -217,7 +225,8 @@ func ended(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func atOnce(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
+func atOnce(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	key := prefix + "at-once"
 	want := body(64 << 10)
 	var wg sync.WaitGroup
@@ -238,7 +247,8 @@ func atOnce(t *testing.T, ctx context.Context, s tiers.ObjectStore) {
 	}
 }
 
-func uris(t *testing.T, _ context.Context, s tiers.ObjectStore) {
+func uris(_ context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
 	a, b := s.URI("batches/a"), s.URI("batches/b")
 	if a == b || !strings.Contains(a, "://") || !strings.HasSuffix(a, "batches/a") {
 		t.Errorf("URIs %q and %q", a, b)

@@ -296,7 +296,7 @@ func cases() []measured {
 			}
 			return h.Get(ctx, nil)
 		}},
-		{name: "signal to child's end, eager-less", setup: start, round: func(ctx context.Context, c client.Client, i int) error {
+		{name: "signal to end of a child workflow", setup: start, round: func(ctx context.Context, c client.Client, i int) error {
 			if err := c.SignalWorkflow(ctx, id, "", childSignal, i); err != nil {
 				return err
 			}
