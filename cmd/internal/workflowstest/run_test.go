@@ -44,7 +44,7 @@ func twoStages(t *testing.T) *workflows.Definition {
 func startWorker(t *testing.T, env *workflowstest.Env, x workflows.Executor, ds ...*workflows.Definition) *workflows.Worker {
 	t.Helper()
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
-		Client: env.Client, Bus: env.Bus, Types: env.Types, Pipelines: ds, Executor: x, Aliases: workflowstest.NoAliases{},
+		Client: env.Client, Bus: env.Bus, Types: env.Types, Pipelines: ds, Executor: x, Aliases: workflowstest.NoAliases{}, Migrator: workflowstest.NoMoves{},
 	})
 	if err != nil {
 		t.Fatal(err)

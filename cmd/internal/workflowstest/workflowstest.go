@@ -88,6 +88,12 @@ func (NoAliases) Alias(context.Context, string, string) (models.Version, error) 
 	return models.Version{}, models.ErrNotFound
 }
 
+// NoMoves is a migrator for which every batch is in its place.
+type NoMoves struct{}
+
+// MigrateBatch does nothing.
+func (NoMoves) MigrateBatch(context.Context, string, uint64) error { return nil }
+
 // Light executes stages as functions of their assignment alone: no data plane.
 // Safe for concurrent use.
 type Light struct {
