@@ -255,7 +255,7 @@ func (w *Worker) Start(ctx context.Context) error {
 // again. Safe on a worker that was never started; repeatable.
 func (w *Worker) Stop(ctx context.Context) error {
 	w.mu.Lock()
-	if w.state == fresh {
+	if w.worker == nil {
 		w.state = stopping
 		w.mu.Unlock()
 		return nil

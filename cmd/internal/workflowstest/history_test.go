@@ -133,6 +133,11 @@ func replay(t *testing.T, env *workflowstest.Env, name, id string) {
 	}
 	// Names of machines and processes are nobody's business.
 	raw = identity.ReplaceAll(raw, []byte(`"identity":"worker"`))
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw = bytes.ReplaceAll(raw, []byte(`"`+host+`:`), []byte(`"worker:`))
 	var out bytes.Buffer
 	// protojson varies its spaces on purpose.
 	if err := json.Indent(&out, raw, "", " "); err != nil {
