@@ -1,7 +1,6 @@
 package stokehold
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,31 +55,6 @@ type S3 struct {
 	AccessKey string
 	SecretKey Secret
 }
-
-// Secret is a string that never shows itself: printed, logged or encoded it is
-// "[redacted]". Reveal gives the value.
-type Secret string
-
-const redacted = "[redacted]"
-
-// Reveal returns the secret itself, for the one call that needs it.
-func (s Secret) Reveal() string { return string(s) }
-
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return redacted
-}
-
-// GoString keeps %#v from showing the value.
-func (s Secret) GoString() string { return fmt.Sprintf("%q", s.String()) }
-
-// LogValue keeps log handlers from showing the value.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// MarshalJSON keeps encoders from showing the value.
-func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
 
 // withDefaults fills what was left empty.
 func (c Config) withDefaults() Config {

@@ -7,32 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stokehold/stokehold"
 )
 
-// Secret is a credential that prints as "[redacted]" whatever the verb. Reveal gives its text.
-type Secret string
-
-// Reveal gives the secret's text, to be handed to a client and nowhere else.
-func (s Secret) Reveal() string { return string(s) }
-
-// String implements fmt.Stringer without the secret.
-func (Secret) String() string { return "[redacted]" }
-
-// Format implements fmt.Formatter without the secret, for every verb.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }
-
-// LogValue implements slog.LogValuer without the secret.
-func (Secret) LogValue() slog.Value { return slog.StringValue("[redacted]") }
-
-// MarshalJSON refuses by redaction: credentials are written by this package alone.
-func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"[redacted]"`), nil }
+// Secret is a credential that prints as "[redacted]" whatever the verb.
+type Secret = stokehold.Secret
 
 // Endpoints say where a stack listens and how to be let in. Addresses of servers that were left out are empty.
 type Endpoints struct {
@@ -167,7 +154,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, &StateError{Op: "write", Path: path, Err: err}
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flockSoon(f); err != nil {
 		defer func() { _ = f.Close() }()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &StateError{Op: "lock", Path: path, Err: err}
@@ -185,6 +172,20 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, &StateError{Op: "write", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// lockPatience is how long a lock that is held may take to come free: a process
+// that was just killed holds its files until the kernel has taken it apart.
+const lockPatience = time.Second
+
+func flockSoon(f *os.File) error {
+	for end := time.Now().Add(lockPatience); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		<-time.After(20 * time.Millisecond)
+	}
 }
 
 func loadCredentials(path string) (credentials, error) {

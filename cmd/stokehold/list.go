@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -238,7 +239,7 @@ func (a *app) oneRun(cmd *cobra.Command, sys system, id, out string) error {
 		if s.Total > 0 {
 			done += "/" + report.Count(s.Total)
 		}
-		g.add(s.Stage, s.State, fmt.Sprint(s.Attempt), done, report.Clean(strings.Join(notEmpty(s.Note, s.LastFailure), "; last failure: ")))
+		g.add(s.Stage, s.State, strconv.Itoa(s.Attempt), done, report.Clean(strings.Join(notEmpty(s.Note, s.LastFailure), "; last failure: ")))
 	}
 	return g.write(a.env)
 }
@@ -294,7 +295,7 @@ func (a *app) models() *cobra.Command {
 		}
 		g := grid{head: []string{"MODEL", "VERSIONS", "CHAMPION"}, right: []int{1}}
 		for _, m := range list {
-			g.add(m.Model, fmt.Sprint(m.Versions), report.Short(m.Champion))
+			g.add(m.Model, strconv.Itoa(m.Versions), report.Short(m.Champion))
 		}
 		return g.write(a.env)
 	}

@@ -16,8 +16,10 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/stages/drift"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -126,13 +128,11 @@ func (p *played) addHistory() {
 		p.add(events.TypeStageCompleted, "s"+st, events.StageCompleted{Pipeline: "played-train", Run: "played-train/1", Stage: st, Attempt: 1, Leased: int64(i), BodyBytes: 1 << 20})
 	}
 	p.add(events.TypeRunCompleted, "r1-done", events.RunCompleted{Pipeline: "played-train", Run: "played-train/1"})
-	for i, w := range []report.Week{
-		{Rows: 11234, Frozen: report.Score{LogLoss: 0.4213, AUC: 0.7012}, Loop: report.Score{LogLoss: 0.4213, AUC: 0.7012}},
-		{Rows: 11890, Frozen: report.Score{LogLoss: 0.4873, AUC: 0.6612}, Loop: report.Score{LogLoss: 0.4771, AUC: 0.6702}, Drift: true, Retrained: true, Reason: "not better than the champion"},
-	} {
-		w.Week = 7 + i
-		p.add(report.TypeWeekSettled, fmt.Sprint("w", w.Week), w)
-	}
+	p.add(flights.TypeWeekClosed, "w7", drift.Report{Key: 7, Rows: 11234, LogLoss: 0.4213, AUC: 0.7012, FrozenLogLoss: 0.4213, FrozenAUC: 0.7012})
+	p.add(events.TypeDriftDetected, "d8", events.DriftDetected{Model: "played", Detector: "page-hinkley", Statistic: 0.07, Threshold: 0.05, Window: "week 8"})
+	p.add(flights.TypeWeekClosed, "w8", drift.Report{Key: 8, Rows: 11890, LogLoss: 0.4771, AUC: 0.6702, FrozenLogLoss: 0.4873, FrozenAUC: 0.6612, Drift: true, Event: "d8"})
+	p.add(events.TypeTriggerFired, "t8", events.TriggerFired{Trigger: "played-train/drift", Run: "played-train/8", Events: []string{"d8"}})
+	p.add(events.TypeModelRefused, "m8", events.ModelRefused{Model: "played", Version: strings.Repeat("cd", 32), Run: "played-train/8", Reason: "not better than the champion"})
 }
 
 func (p *played) Start(_ context.Context, pipeline string, in workflows.RunInput) (string, error) {

@@ -24,10 +24,10 @@ func embedded(p platform) platform {
 // found says in the configuration's words where a stack is.
 func found(e devstack.Endpoints) config.Found {
 	return config.Found{
-		NATS:     config.NATS{URL: config.Endpoint(e.NATSURL), User: e.NATSUser, Password: config.Secret(e.NATSPassword.Reveal())},
+		NATS:     config.NATS{URL: config.Endpoint(e.NATSURL), User: e.NATSUser, Password: e.NATSPassword},
 		Temporal: config.Temporal{Address: e.TemporalAddress, Namespace: e.Namespace, UI: e.UIURL},
 		S3: config.S3{Endpoint: config.Endpoint(e.S3Endpoint), Region: e.S3Region, Bucket: e.S3Bucket,
-			AccessKey: config.Secret(e.S3AccessKey), SecretKey: config.Secret(e.S3SecretKey.Reveal())},
+			AccessKey: config.Secret(e.S3AccessKey), SecretKey: e.S3SecretKey},
 	}
 }
 

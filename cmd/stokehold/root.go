@@ -202,8 +202,8 @@ const closeTimeout = 15 * time.Second
 
 // closing runs a shutdown with a deadline of its own, since the command's
 // context may have ended already, and adds its error to *err.
-func closing(ctx context.Context, err *error, close func(context.Context) error) {
+func closing(ctx context.Context, err *error, shutdown func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	*err = errors.Join(*err, close(ctx))
+	*err = errors.Join(*err, shutdown(ctx))
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -71,7 +72,7 @@ func (a *app) run() *cobra.Command {
 			if m := metrics(s.Result.Metrics); m != "" {
 				result = strings.TrimSpace(result + "  " + m)
 			}
-			g.add(s.Stage, fmt.Sprint(s.Result.Data.BatchesOut), fmt.Sprint(s.Result.Rows), result)
+			g.add(s.Stage, report.Count(s.Result.Data.BatchesOut), report.Count(s.Result.Rows), result)
 		}
 		return g.write(a.env)
 	}

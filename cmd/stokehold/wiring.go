@@ -41,16 +41,16 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 	opts := []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
 	return stokehold.Connect(ctx, stokehold.Config{
 		NATS: stokehold.NATS{
-			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: stokehold.Secret(cfg.NATS.Password.Reveal()),
-			Token: stokehold.Secret(cfg.NATS.Token.Reveal()), CredsFile: cfg.NATS.Creds,
+			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: cfg.NATS.Password,
+			Token: cfg.NATS.Token, CredsFile: cfg.NATS.Creds,
 		},
 		Temporal: stokehold.Temporal{
 			Address: cfg.Temporal.Address, Namespace: cfg.Temporal.Namespace, TaskQueue: cfg.Temporal.TaskQueue,
-			APIKey: stokehold.Secret(cfg.Temporal.APIKey.Reveal()), TLS: cfg.Temporal.TLS,
+			APIKey: cfg.Temporal.APIKey, TLS: cfg.Temporal.TLS,
 		},
 		S3: stokehold.S3{
 			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
-			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: stokehold.Secret(cfg.S3.SecretKey.Reveal()),
+			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
 		},
 		StateDir: cfg.StateDir, Policies: cfg.Policies,
 	}, append(opts, more...)...)

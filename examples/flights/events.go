@@ -47,6 +47,5 @@ func EventTypes() []events.Type {
 		{Name: TypeScored, Description: "a week's predictions are in the dataset", Data: Scored{}},
 		{Name: TypeLabelsArrived, Description: "a week's delays are known: watch the model", Data: LabelsArrived{}},
 		{Name: TypeWeekClosed, Description: "what the monitor found in a week", Data: drift.Report{}},
-		{Name: TypeWeekSettled, Description: "what a week came to, retraining included", Data: WeekSettled{}},
 	}
 }

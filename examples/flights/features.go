@@ -25,8 +25,8 @@ func FeatureNames() []string {
 // the overall log odds, shrunk towards none. All are of earlier weeks, each
 // counting memoryPerWeek times as much as the one after it. The overall share
 // itself is no feature: it is one number a week, so six weeks are only six
-// examples of what it means, and a model that learns from six extrapolates
-// wildly (log loss above 2 in one of the weeks tried).
+// examples of what it means, and a model that learns from so few extrapolates
+// wildly.
 var featureNames = [...]string{
 	"hour_sin", "hour_cos", "night", // night: 0 to 5 o'clock, when few flights are scheduled
 	"thursday", "friday", "saturday", "sunday",

@@ -116,7 +116,7 @@ func (f *Feeder) week(ctx context.Context, w *world, week uint64) (Outcome, erro
 	if err != nil {
 		return o, fmt.Errorf("wait for the retraining: %w", err)
 	}
-	return o, f.say(ctx, w, TypeWeekSettled, week, o.settled())
+	return o, nil
 }
 
 // id is that of the feeder's event of a week.
@@ -166,7 +166,7 @@ func newWorld(log *slog.Logger) *world {
 }
 
 var worldTypes = []string{
-	TypeDataArrived, TypeLabelsArrived, TypeWeekSettled, TypeScored, TypeWeekClosed,
+	TypeDataArrived, TypeLabelsArrived, TypeScored, TypeWeekClosed,
 	events.TypeTriggerFired, events.TypeTriggerSuppressed, events.TypeRunStarted, events.TypeRunCompleted, events.TypeRunFailed,
 	events.TypeModelPromoted, events.TypeModelRefused,
 }
@@ -207,7 +207,7 @@ func (w *world) learn(e events.Event) {
 	defer w.mu.Unlock()
 	var err error
 	switch e.Type() {
-	case TypeDataArrived, TypeLabelsArrived, TypeWeekSettled:
+	case TypeDataArrived, TypeLabelsArrived:
 		w.own[e.ID()] = true
 	case TypeScored:
 		var d Scored

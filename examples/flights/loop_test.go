@@ -220,7 +220,7 @@ func TestLoop(t *testing.T) {
 }
 
 func TestLoopIsDeterministic(t *testing.T) {
-	const to = flights.FirstLive + 4
+	const to = flights.FirstLive + 3
 	a, b := newLoop(t, 7), newLoop(t, 7)
 	ra, rb := a.all(to), b.all(to)
 	for i := range ra {

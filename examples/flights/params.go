@@ -14,9 +14,9 @@ const (
 	// with it: the sequence of week w there is w - FirstLive.
 	FirstLive = FirstWeek + 1
 	// TrainWeeks is how many weeks before its holdout a model is trained on, as far
-	// as there are as many. Six were worse than ten whatever the detectors' and the
-	// gate's settings, since after a stormy month six weeks say that every month is
-	// stormy: see README.md.
+	// as there are as many. Six were worse over most settings of the detectors and
+	// the gate: after a stormy month six weeks say that every month is stormy. See
+	// README.md.
 	TrainWeeks = uint64(10)
 )
 

@@ -68,7 +68,7 @@ func readCSV(ctx context.Context, r io.Reader, t *Columns) error {
 			c := &t.cols[i]
 			if err := t.parse(c, rec[at[i]], &layout); err != nil {
 				return &Error{File: t.file, Column: c.name, Row: t.rows + 1, Err: ErrValue,
-					Detail: fmt.Sprintf("%.40q is not a %s", rec[at[i]], t.schema.Field(i).Type)}
+					Detail: fmt.Sprintf("%.40q is not of type %s", rec[at[i]], t.schema.Field(i).Type)}
 			}
 		}
 		t.rows++

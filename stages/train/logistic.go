@@ -100,36 +100,37 @@ func (m *LogisticModel) standardise(e *Examples) error {
 // loss falls, which a full Newton step does not promise far from the optimum.
 func (l Logistic) newton(ctx context.Context, z []float64, y []bool, w []float64) (float64, error) {
 	p := len(w)
-	gradient, hessian := make([]float64, p), mat.NewSymDense(p, nil)
-	loss := l.evaluate(z, y, w, gradient, hessian)
+	at, next := newSlope(p), newSlope(p)
+	loss := l.evaluate(z, y, w, at)
 	trial := make([]float64, p)
 	for range l.MaxIterations {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
 		var chol mat.Cholesky
-		if !chol.Factorize(hessian) {
+		if !chol.Factorize(at.hessian) {
 			return 0, fmt.Errorf("%w: features are linearly dependent: raise L2 (now %g)", ErrFit, l.L2)
 		}
 		var step mat.VecDense
-		if err := chol.SolveVecTo(&step, mat.NewVecDense(p, gradient)); err != nil {
+		if err := chol.SolveVecTo(&step, mat.NewVecDense(p, at.gradient)); err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrFit, err)
 		}
-		scale, moved := 1.0, 0.0
-		for {
+		moved := 0.0
+		for scale := 1.0; ; scale /= 2 {
+			if err := ctx.Err(); err != nil {
+				return 0, err
+			}
 			moved = 0
 			for i := range w {
 				d := scale * step.AtVec(i)
 				trial[i] = w[i] - d
 				moved = max(moved, math.Abs(d))
 			}
-			if next := l.evaluate(z, y, trial, nil, nil); next <= loss || moved <= l.Tolerance {
+			// A full step is nearly always right, so its slope is computed at once.
+			if got := l.evaluate(z, y, trial, next); got <= loss || moved <= l.Tolerance {
+				loss = got
 				break
 			}
-			scale /= 2
 		}
 		copy(w, trial)
-		loss = l.evaluate(z, y, w, gradient, hessian)
+		at, next = next, at
 		if moved <= l.Tolerance {
 			return loss, nil
 		}
@@ -137,15 +138,25 @@ func (l Logistic) newton(ctx context.Context, z []float64, y []bool, w []float64
 	return 0, fmt.Errorf("%w: no convergence within %d steps", ErrFit, l.MaxIterations)
 }
 
-// evaluate returns the penalised mean loss at w and, where wanted, its gradient
-// and Hessian. Rows are summed in order, so the result is always the same.
-func (l Logistic) evaluate(z []float64, y []bool, w, gradient []float64, hessian *mat.SymDense) float64 {
+// slope is the loss's gradient and Hessian.
+type slope struct {
+	gradient []float64
+	hessian  *mat.SymDense
+}
+
+func newSlope(p int) *slope {
+	return &slope{gradient: make([]float64, p), hessian: mat.NewSymDense(p, nil)}
+}
+
+// evaluate returns the penalised mean loss at w and sets its slope. Rows are
+// summed in order, so the result is always the same.
+func (l Logistic) evaluate(z []float64, y []bool, w []float64, s *slope) float64 {
 	p := len(w)
 	width := p - 1
 	n := float64(len(y))
 	loss := 0.0
 	h := make([]float64, p*p)
-	clear(gradient)
+	clear(s.gradient)
 	row := make([]float64, p)
 	row[width] = 1
 	for r, positive := range y {
@@ -154,20 +165,20 @@ func (l Logistic) evaluate(z []float64, y []bool, w, gradient []float64, hessian
 		for c, v := range row {
 			t += v * w[c]
 		}
-		loss += softplus(t)
-		if positive {
-			loss -= t
+		// softplus and sigmoid of t share their exponential.
+		e := math.Exp(-math.Abs(t))
+		loss += max(t, 0) + math.Log1p(e)
+		q := 1 / (1 + e)
+		if t < 0 {
+			q = e / (1 + e)
 		}
-		if hessian == nil {
-			continue
-		}
-		q := sigmoid(t)
 		residual, weight := q, q*(1-q)
 		if positive {
+			loss -= t
 			residual--
 		}
 		for i, v := range row {
-			gradient[i] += residual * v
+			s.gradient[i] += residual * v
 			wv := weight * v
 			line := h[i*p : i*p+p]
 			for j := i; j < p; j++ {
@@ -176,31 +187,18 @@ func (l Logistic) evaluate(z []float64, y []bool, w, gradient []float64, hessian
 		}
 	}
 	loss /= n
-	for c := range width {
-		loss += l.L2 / 2 * w[c] * w[c]
-	}
-	if hessian == nil {
-		return loss
-	}
 	for i := range p {
-		gradient[i] /= n
+		s.gradient[i] /= n
 		for j := i; j < p; j++ {
-			hessian.SetSym(i, j, h[i*p+j]/n)
+			s.hessian.SetSym(i, j, h[i*p+j]/n)
 		}
 		if i < width {
-			gradient[i] += l.L2 * w[i]
-			hessian.SetSym(i, i, hessian.At(i, i)+l.L2)
+			loss += l.L2 / 2 * w[i] * w[i]
+			s.gradient[i] += l.L2 * w[i]
+			s.hessian.SetSym(i, i, s.hessian.At(i, i)+l.L2)
 		}
 	}
 	return loss
-}
-
-// softplus is log(1 + exp(t)) without overflow.
-func softplus(t float64) float64 {
-	if t > 0 {
-		return t + math.Log1p(math.Exp(-t))
-	}
-	return math.Log1p(math.Exp(t))
 }
 
 func sigmoid(t float64) float64 {

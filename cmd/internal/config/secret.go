@@ -7,28 +7,14 @@ import (
 	"net"
 	"net/url"
 	"strings"
+
+	"github.com/stokehold/stokehold"
 )
 
 const hidden = "[redacted]"
 
 // Secret is a string that no formatting verb, encoder or logger shows.
-type Secret string
-
-// Reveal returns the secret itself, for the one call that needs it.
-func (s Secret) Reveal() string { return string(s) }
-
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return hidden
-}
-
-// Format covers every verb: %x and %q of a string type would not call String.
-func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
-
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-func (s Secret) LogValue() slog.Value         { return slog.StringValue(s.String()) }
+type Secret = stokehold.Secret
 
 // Endpoint is a URL or host:port. It may hold a user and password, which are
 // shown only by Reveal.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,9 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages/drift"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -57,6 +60,43 @@ func (l *log) add(typ, id string, at time.Time, data any) {
 	l.all = append(l.all, events.Delivery{Event: e, Sequence: uint64(len(l.all) + 1), Deliveries: 1})
 }
 
+// week is a week as the monitor and the loop would tell of it.
+func (l *log) week(n int, at time.Time, w report.Week) {
+	l.t.Helper()
+	run, drifted := fmt.Sprint("flights-train/", n), fmt.Sprint("drift/", n)
+	auc := func(f report.Float) float64 {
+		if !f.Finite() {
+			return 0
+		}
+		return float64(f)
+	}
+	r := drift.Report{Key: uint64(n), Rows: w.Rows, LogLoss: float64(w.Loop.LogLoss), AUC: auc(w.Loop.AUC),
+		FrozenLogLoss: float64(w.Frozen.LogLoss), FrozenAUC: auc(w.Frozen.AUC), Drift: w.Drift}
+	if w.Drift {
+		r.Event = drifted
+		l.add(events.TypeDriftDetected, drifted, at, events.DriftDetected{Model: "flights"})
+	}
+	if w.Retrained {
+		l.add(events.TypeTriggerFired, run+"/fired", at, events.TriggerFired{Run: run, Events: []string{drifted}})
+		l.add(events.TypeRunStarted, run+"/started", at, events.RunStarted{Run: run, Cause: drifted})
+	}
+	l.add(flights.TypeWeekClosed, fmt.Sprint("week/", n), at, r)
+	challenger := strings.Repeat("c3", 32)
+	switch {
+	case w.Promoted:
+		l.add(events.TypePromotionRequested, run+"/request", at, events.PromotionRequested{Challenger: challenger, Run: run,
+			Metrics: events.PromotionMetrics{Challenger: map[string]float64{"logloss": 0.4512}, Champion: map[string]float64{"logloss": 0.4873}}})
+		l.add(events.TypeModelPromoted, run+"/promoted", at, events.ModelPromoted{Alias: models.Champion, Version: challenger, Run: run})
+	case w.Retrained:
+		l.add(events.TypeModelRefused, run+"/refused", at, events.ModelRefused{Version: challenger, Run: run, Reason: w.Reason})
+	case w.Drift:
+		l.add(events.TypeTriggerSuppressed, run+"/suppressed", at, events.TriggerSuppressed{Events: []string{drifted}, Reason: w.Reason})
+	}
+	if w.Retrained {
+		l.add(events.TypeRunCompleted, run+"/completed", at, events.RunCompleted{Run: run})
+	}
+}
+
 func seq[T any](xs []T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for _, x := range xs {
@@ -68,6 +108,7 @@ func seq[T any](xs []T) iter.Seq2[T, error] {
 }
 
 func fixture(t *testing.T) report.Source {
+	t.Helper()
 	l := &log{t: t}
 	day := time.Date(2001, 2, 19, 0, 0, 0, 0, time.UTC)
 	for i := range 6 {
@@ -77,7 +118,7 @@ func fixture(t *testing.T) report.Source {
 			l.add(events.TypeTierMoved, fmt.Sprint("moved#", i), day, events.TierMoved{Dataset: "flights/schedule", From: "warm", To: "cold"})
 		}
 	}
-	l.add(events.TypeStageCompleted, "features", day, events.StageCompleted{Stage: "features", Leased: 6, BodyBytes: 2640000})
+	l.add(events.TypeStageCompleted, "features-done", day, events.StageCompleted{Stage: "features", Leased: 6, BodyBytes: 2640000})
 	why := "challenger's log loss 0.4898 on week 10 is not below the champion's 0.4871: the newest weeks have no snow, those it was trained on had"
 	for i, w := range []report.Week{
 		{Rows: 11234, Frozen: report.Score{LogLoss: 0.4213, AUC: 0.7012}, Loop: report.Score{LogLoss: 0.4213, AUC: 0.7012}},
@@ -87,8 +128,7 @@ func fixture(t *testing.T) report.Source {
 		{Rows: 9, Frozen: report.Score{LogLoss: 0.3, AUC: report.Float(math.NaN())}, Loop: report.Score{LogLoss: 0.3, AUC: report.Float(math.NaN())}},
 		{Rows: 11500, Frozen: report.Score{LogLoss: 0.4400, AUC: 0.6900}, Loop: report.Score{LogLoss: 0.4391, AUC: 0.6911}, Drift: true, Reason: "the last retraining was less than two weeks ago (cooldown)"},
 	} {
-		w.Week = 7 + i
-		l.add(report.TypeWeekSettled, fmt.Sprint("week/", w.Week), day.AddDate(0, 0, 7*i), w)
+		l.week(7+i, day.AddDate(0, 0, 7*i+7), w)
 	}
 	// Published again after the deduplication window had passed.
 	l.all = append(l.all, l.all[0], l.all[len(l.all)-1])
@@ -118,7 +158,7 @@ func build(t *testing.T) report.Report {
 
 func TestBuild(t *testing.T) {
 	r := build(t)
-	if want := (report.Events{Published: 15, Judged: 31, Denied: 1}); r.Events != want {
+	if want := (report.Events{Published: 28, Judged: 31, Denied: 1}); r.Events != want {
 		t.Errorf("events %+v, want %+v", r.Events, want)
 	}
 	if want := (report.Batches{Published: 6, Leased: 6, BodyBytes: 2640000}); r.Batches != want {
@@ -139,23 +179,38 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-func TestBuildOrderOfArrivalDoesNotMatter(t *testing.T) {
-	src := fixture(t)
-	var all []events.Delivery
-	for d := range src.History {
-		all = append([]events.Delivery{d}, all...)
+func TestWeeksSayWhatBecameOfDrift(t *testing.T) {
+	l := &log{t: t}
+	at := time.Date(2001, 3, 5, 0, 0, 0, 0, time.UTC)
+	for _, w := range []uint64{3, 1, 2, 4, 5, 0} { // weeks may close out of order
+		l.add(events.TypeDriftDetected, fmt.Sprint("drift/", w), at, events.DriftDetected{})
+		l.add(flights.TypeWeekClosed, fmt.Sprint("week/", w), at, drift.Report{Key: w, Drift: true, Event: fmt.Sprint("drift/", w)})
 	}
-	src.History = seq(all)
-	back, err := report.Build(src)
-	if err != nil {
-		t.Fatal(err)
+	l.add(events.TypeTriggerSuppressed, "s", at, events.TriggerSuppressed{Events: []string{"drift/1"}, Reason: "cooldown"})
+	for _, w := range []int{2, 3, 4} {
+		l.add(events.TypeRunStarted, fmt.Sprint("r", w), at, events.RunStarted{Run: fmt.Sprint("r/", w), Cause: fmt.Sprint("drift/", w)})
 	}
-	var a, b bytes.Buffer
-	if err := errors.Join(build(t).WriteJSON(&a), back.WriteJSON(&b)); err != nil {
-		t.Fatal(err)
+	l.add(events.TypeRunFailed, "f", at, events.RunFailed{Run: "r/2", Reason: "no rows"})
+	l.add(events.TypeRunCompleted, "c", at, events.RunCompleted{Run: "r/3"})
+	l.add(flights.TypeWeekClosed, "week/5", at, drift.Report{Key: 5, Drift: true, Denied: "the monitor is on leave"})
+	var f report.Fold
+	for _, d := range l.all {
+		f = f.Add(d)
 	}
-	if a.String() != b.String() {
-		t.Errorf("reports differ:\n%s\n%s", a.String(), b.String())
+	var got []string
+	for _, w := range f.Weeks {
+		got = append(got, fmt.Sprintf("%d %s %v %v %q", w.Week, w.From, w.Retrained, w.Promoted, w.Reason))
+	}
+	want := []string{
+		`0 2001-02-26 false false ""`,
+		`1 2001-02-26 false false "not retrained: cooldown"`,
+		`2 2001-02-26 false false "the retraining failed: no rows"`,
+		`3 2001-02-26 true false "the retrained model is the champion already"`,
+		`4 2001-02-26 false false ""`, // still at it
+		`5 2001-02-26 false false "drift was not acted upon: the monitor is on leave"`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

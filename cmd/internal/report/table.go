@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ func (t Table) Row(w Week) string {
 	if d, err := time.Parse("2006-01-02", w.From); err == nil {
 		from = d.Format("Jan _2")
 	}
-	line := t.Theme.Text.Render(right(fmt.Sprint(w.Week), wWeek)) + " " + t.Theme.Dim.Render(left(from, wFrom)) + " " +
+	line := t.Theme.Text.Render(right(strconv.Itoa(w.Week), wWeek)) + " " + t.Theme.Dim.Render(left(from, wFrom)) + " " +
 		right(Count(w.Rows), wRows) + t.pair(w.Frozen, w.Loop) + "  " + t.outcome(w)
 	return t.fit(line)
 }
@@ -192,13 +193,13 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 	row("batches", "%s published · %s leased by reference (%s)", Count(r.Batches.Published), Count(r.Batches.Leased), Bytes(r.Batches.BodyBytes))
 	row("", "%s", copied)
 	row("tiers", "%s hot · %s warm · %s cold · %s verified moves", Count(r.Tiers.Hot), Count(r.Tiers.Warm), Count(r.Tiers.Cold), Count(r.Tiers.Moved))
-	champions := ""
+	var champions strings.Builder
 	for _, m := range r.Models {
 		if m.Champion {
-			champions += " · champion " + th.Accent.Render(Short(m.ID))
+			champions.WriteString(" · champion " + th.Accent.Render(Short(m.ID)))
 		}
 	}
-	row("models", "%d versions%s", len(r.Models), champions)
+	row("models", "%d versions%s", len(r.Models), champions.String())
 	row("time", "%.1f s · peak memory %s · seed %d", r.Seconds, Bytes(r.PeakMemoryBytes), r.Seed)
 }
 
@@ -214,7 +215,7 @@ func Short(id string) string { return id[:min(8, len(id))] }
 
 // Count shows n with thousands separated.
 func Count(n int64) string {
-	s := fmt.Sprint(n)
+	s := strconv.FormatInt(n, 10)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
 		s = s[:i] + "," + s[i:]
 	}

@@ -115,12 +115,12 @@ func (f *frame) run() {
 		return
 	}
 	b := f.s.Runs[brief]
-	stages := ""
+	var stages strings.Builder
 	for _, st := range b.Stages {
 		mark, _, _ := f.mark(st)
-		stages += "  " + mark + " " + f.th.Dim.Render(report.Clean(st.Name))
+		stages.WriteString("  " + mark + " " + f.th.Dim.Render(report.Clean(st.Name)))
 	}
-	f.add(f.runHead(b, stages))
+	f.add(f.runHead(b, stages.String()))
 }
 
 // runHead names a run; rest follows the name in place of what started it.

@@ -5,6 +5,9 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages/drift"
 )
 
 // Line returns what m is worth saying where there is no terminal, or "". s is the
@@ -29,7 +32,7 @@ func Line(s State, m Msg) string {
 	case Done:
 		text = "done"
 	case Event:
-		text = eventLine(m)
+		text = eventLine(s, m)
 	}
 	if text == "" {
 		return ""
@@ -37,7 +40,7 @@ func Line(s State, m Msg) string {
 	return fmt.Sprintf("%7.1fs  %s", s.elapsed().Seconds(), report.Clean(text))
 }
 
-func eventLine(d Event) string {
+func eventLine(s State, d Event) string {
 	switch d.Type() {
 	case events.TypeRunStarted:
 		if e, ok := decode[events.RunStarted](d.Delivery); ok {
@@ -61,6 +64,9 @@ func eventLine(d Event) string {
 		}
 	case events.TypeModelPromoted:
 		if e, ok := decode[events.ModelPromoted](d.Delivery); ok {
+			if e.Alias != models.Champion {
+				return "" // being a challenger is no promotion
+			}
 			return fmt.Sprintf("promoted %s %s to %s", e.Model, report.Short(e.Version), e.Alias)
 		}
 	case events.TypeModelRefused:
@@ -71,10 +77,17 @@ func eventLine(d Event) string {
 		if e, ok := decode[events.TriggerSuppressed](d.Delivery); ok {
 			return fmt.Sprintf("trigger %s started nothing: %s", e.Trigger, e.Reason)
 		}
-	case report.TypeWeekSettled:
-		if w, ok := decode[report.Week](d.Delivery); ok {
-			return fmt.Sprintf("week %d: %s rows, log loss %v frozen %v loop, AUC %v frozen %v loop",
-				w.Week, report.Count(w.Rows), w.Frozen.LogLoss, w.Loop.LogLoss, w.Frozen.AUC, w.Loop.AUC)
+	case flights.TypeWeekClosed:
+		// The fold has it in the report's words; it is not always the newest.
+		e, ok := decode[drift.Report](d.Delivery)
+		if !ok {
+			return ""
+		}
+		for _, w := range s.Fold.Weeks {
+			if uint64(max(0, w.Week)) == e.Key {
+				return fmt.Sprintf("week %d: %s rows, log loss %v frozen %v loop, AUC %v frozen %v loop",
+					w.Week, report.Count(w.Rows), w.Frozen.LogLoss, w.Loop.LogLoss, w.Frozen.AUC, w.Loop.AUC)
+			}
 		}
 	}
 	return ""

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,8 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/cmd/internal/view"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/stages/drift"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -55,7 +58,11 @@ func (p *play) say(after time.Duration, m view.Msg) {
 
 func (p *play) event(after time.Duration, typ, run, stage string, data any) {
 	p.seq++
-	e, err := events.New(typ, "/stokehold/test", "flights", fmt.Sprint(p.seq), p.at, data)
+	at := p.at
+	if r, ok := data.(drift.Report); ok { // of the data's own time
+		at = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(r.Key+1) * flights.Week)
+	}
+	e, err := events.New(typ, "/stokehold/test", "flights", strconv.FormatUint(p.seq, 10), at, data)
 	if err != nil {
 		panic(err)
 	}
@@ -106,32 +113,38 @@ func demo(n int) *play {
 		p.run(fmt.Sprint("flights-score-", week), "flights-score", "data.arrived", 1, "")
 		p.run(fmt.Sprint("flights-monitor-", week), "flights-monitor", "labels.arrived", 0, "")
 		x := float64(i)
-		w := report.Week{Week: week, From: time.Date(2001, 2, 19+7*i, 0, 0, 0, 0, time.UTC).Format("2006-01-02"), Rows: 11_000 + int64(i*37%900)}
+		w := report.Week{Week: week, Rows: 11_000 + int64(i*37%900)}
 		w.Frozen = report.Score{LogLoss: report.Float(0.44 + 0.03*math.Sin(x/2)), AUC: report.Float(0.69 - 0.02*math.Sin(x/2))}
 		w.Loop = w.Frozen
 		if i > 2 {
 			w.Loop.LogLoss -= report.Float(0.012 + 0.01*math.Cos(x))
 			w.Loop.AUC += report.Float(0.01 + 0.012*math.Cos(x))
 		}
-		switch {
-		case i%5 == 2:
+		switch i % 5 {
+		case 2:
 			w.Drift, w.Retrained, w.Promoted, w.Reason = true, true, true, "log loss 0.4312 < 0.4419"
-		case i%5 == 4:
+		case 4:
 			w.Drift, w.Retrained, w.Reason = true, true, "challenger's log loss 0.4498 is not below the champion's 0.4471"
 		}
+		r := drift.Report{Key: uint64(week), Rows: w.Rows, LogLoss: float64(w.Loop.LogLoss), AUC: float64(w.Loop.AUC),
+			FrozenLogLoss: float64(w.Frozen.LogLoss), FrozenAUC: float64(w.Frozen.AUC), Drift: w.Drift}
+		id := fmt.Sprint("flights-train-", i)
 		if w.Drift {
-			id := fmt.Sprint("flights-train-", i)
+			r.Event = strconv.FormatUint(p.seq+1, 10)
 			p.event(ms, events.TypeDriftDetected, "", "", events.DriftDetected{Model: "flights", Detector: "page-hinkley", Statistic: 0.0712, Threshold: 0.05, Window: fmt.Sprint("week ", week)})
+			p.event(0, events.TypeTriggerFired, "", "", events.TriggerFired{Run: id, Events: []string{r.Event}})
+		}
+		p.event(300*ms, flights.TypeWeekClosed, "", "", r)
+		if w.Drift {
 			p.run(id, "flights-train", "drift.detected", 7, "")
 			if w.Promoted {
-				p.event(ms, events.TypeModelPromoted, "", "", events.ModelPromoted{Model: "flights", Version: strings.Repeat("ab", 32), Alias: "champion"})
+				p.event(ms, events.TypeModelPromoted, "", "", events.ModelPromoted{Run: id, Model: "flights", Version: strings.Repeat("ab", 32), Alias: "champion"})
 			} else {
 				p.say(ms, view.Denied{Denial: report.Denial{Type: events.TypePromotionRequested, Subject: "flights", Policy: "promotion/better", Reason: w.Reason}})
-				p.event(ms, events.TypeModelRefused, "", "", events.ModelRefused{Model: "flights", Version: strings.Repeat("cd", 32), Reason: w.Reason})
+				p.event(ms, events.TypeModelRefused, "", "", events.ModelRefused{Run: id, Model: "flights", Version: strings.Repeat("cd", 32), Reason: w.Reason})
 			}
 		}
 		p.event(ms, events.TypeTierMoved, "", "", events.TierMoved{Dataset: "flights/features", From: "warm", To: "cold"})
-		p.event(300*ms, report.TypeWeekSettled, "", "", w)
 		judged += 40
 		p.say(0, view.Counters{Judged: judged, Denied: int64(n / 5)})
 	}
