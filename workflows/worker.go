@@ -231,8 +231,10 @@ func (w *Worker) Start(ctx context.Context) error {
 		// the timeout, since the answer to a beat tells of cancellation.
 		MaxHeartbeatThrottleInterval:     heartbeatEvery / 2,
 		DefaultHeartbeatThrottleInterval: heartbeatEvery / 2,
-		WorkerStopTimeout:                stopGrace + heartbeatEvery,
-		OnFatalError:                     func(err error) { w.activities.log.Error("the Temporal worker failed", "error", err) },
+		// How long a task waits for a worker that died before any other may have it.
+		StickyScheduleToStartTimeout: time.Second,
+		WorkerStopTimeout:            stopGrace + heartbeatEvery,
+		OnFatalError:                 func(err error) { w.activities.log.Error("the Temporal worker failed", "error", err) },
 	})
 	w.activities.register(sdk)
 	if err := sdk.Start(); err != nil {
@@ -253,7 +255,7 @@ func (w *Worker) Start(ctx context.Context) error {
 // again. Safe on a worker that was never started; repeatable.
 func (w *Worker) Stop(ctx context.Context) error {
 	w.mu.Lock()
-	if w.state == fresh {
+	if w.worker == nil {
 		w.state = stopping
 		w.mu.Unlock()
 		return nil
