@@ -52,7 +52,7 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
 			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
 		},
-		StateDir: cfg.StateDir, Policies: cfg.Policies,
+		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
 	}, append(opts, more...)...)
 }
 
