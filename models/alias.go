@@ -86,7 +86,11 @@ func (r *Registry) promote(ctx context.Context, p Promotion) error {
 		next := aliasRecord{ID: p.ID, Previous: a.ID, Generation: a.Generation + 1}
 		// The generation makes the ids of A, B and A again differ.
 		id := fmt.Sprintf("%s/promoted/%s/%s/%d", orDash(p.Run), p.Model, p.Alias, next.Generation)
-		next.Event, err = r.approve(ctx, events.TypeModelPromoted, p.Model, id, p.Run, p.Cause, events.ModelPromoted{
+		typ := events.TypeModelAliased
+		if p.Alias == Champion {
+			typ = events.TypeModelPromoted
+		}
+		next.Event, err = r.approve(ctx, typ, p.Model, id, p.Run, p.Cause, events.ModelPromoted{
 			Model: p.Model, Version: p.ID, Previous: a.ID, Alias: p.Alias, Run: p.Run, Cause: p.Cause, Metrics: v.Metrics,
 		})
 		if err != nil {
