@@ -23,11 +23,12 @@ import (
 type childJob struct {
 	Assignment Assignment      `json:"assignment"`
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty"`
+	Written    Written         `json:"written,omitzero"`
 }
 
-// appended marks a sequence of the child's as counted from the output's base,
-// which only the host knows, rather than fixed.
-const appended = uint64(1) << 63
+// restored is the progress value by which a child says that its stage continues
+// from the checkpoint.
+const restored = "stokehold.restored"
 
 // ChildName is the name under which a stage is known in a child process.
 func ChildName(pipeline, stage string) string { return pipeline + "/" + stage }
@@ -49,10 +50,23 @@ func serveChild(ctx context.Context, s Stage, t *worker.ChildTask) error {
 		return fmt.Errorf("job of stage %s: %w", t.Stage, err)
 	}
 	d := &childDriver{task: t, job: job}
-	if err := s.Run(ctx, job.Assignment.task(t.Logger(), d)); err != nil {
+	if err := d.run(ctx, s); err != nil {
 		return err
 	}
 	return d.finish()
+}
+
+func (d *childDriver) run(ctx context.Context, s Stage) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked(p)
+		}
+	}()
+	err = s.Run(ctx, d.job.Assignment.task(d.task.Logger(), d))
+	if err != nil && IsPermanent(err) {
+		return Permanent(err) // what makes it so may be lost on the way to the host
+	}
+	return err
 }
 
 // childDriver feeds a Task in the child process over the worker's connection.
@@ -118,6 +132,14 @@ func (d *childDriver) Restore(context.Context) (json.RawMessage, error) {
 	if d.last.Checkpoint != nil {
 		return d.last.Checkpoint, nil
 	}
+	if d.job.Written.Batches > 0 && d.result.Data.BatchesOut == 0 {
+		d.result.Data.BatchesOut = d.job.Written.Batches
+		p := d.last
+		p.Values = map[string]float64{restored: 1}
+		if err := d.task.Progress(p); err != nil {
+			return nil, err
+		}
+	}
 	return d.job.Checkpoint, nil
 }
 
@@ -146,7 +168,7 @@ func (d *runDriver) runInChild(ctx context.Context, host *worker.Host) error {
 	if host == nil {
 		return Permanent(errors.New("is to run in a child process, but this process starts none: give Runtime its Children"))
 	}
-	params, err := json.Marshal(childJob{Assignment: d.a, Checkpoint: d.hooks.Previous.Checkpoint})
+	params, err := json.Marshal(childJob{Assignment: d.a, Checkpoint: d.hooks.Previous.Checkpoint, Written: d.hooks.Previous.Written})
 	if err != nil {
 		return Permanent(err)
 	}
@@ -154,6 +176,11 @@ func (d *runDriver) runInChild(ctx context.Context, host *worker.Host) error {
 		Stage: ChildName(d.a.Pipeline, d.a.Stage), Params: params,
 		OnBatch: d.adopt,
 		OnProgress: func(p worker.Progress) error {
+			if p.Values[restored] != 0 {
+				if _, err := d.Restore(ctx); err != nil {
+					return err
+				}
+			}
 			d.mu.Lock()
 			maps.Copy(notes(&d.result), p.Notes)
 			d.mu.Unlock()
@@ -236,9 +263,9 @@ func (d *runDriver) adopt(ctx context.Context, out *worker.Output) error {
 	if err := d.open(ctx, out.Batch.Schema()); err != nil {
 		return err
 	}
-	seq := out.Sequence
-	if seq&appended != 0 {
-		seq = d.writer.Base() + seq&^appended
+	seq, err := d.place(ctx, out.Sequence)
+	if err != nil {
+		return fmt.Errorf("write to %s: %w", d.a.Output, err)
 	}
 	rows := out.Batch.NumRows()
 	out.Keep()

@@ -36,11 +36,15 @@ type runDriver struct {
 	progress Progress
 }
 
+// appended marks a sequence as the count of the stage's own appends, from 0:
+// where the dataset has it only its writer knows, which runs in the host.
+const appended = uint64(1) << 63
+
 func newRunDriver(rt *Runtime, a Assignment, h Hooks, log *slog.Logger) *runDriver {
 	return &runDriver{
 		rt: rt, log: log, a: a, hooks: h,
 		result:   Result{Dataset: a.Output, Model: a.Model},
-		progress: Progress{Checkpoint: h.Previous.Checkpoint},
+		progress: Progress{Checkpoint: h.Previous.Checkpoint, Written: h.Previous.Written},
 	}
 }
 
@@ -54,7 +58,7 @@ func (d *runDriver) fence() tiers.Fence {
 
 func (d *runDriver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
 	return func(yield func(*tiers.Batch, error) bool) {
-		for b, err := range d.rt.Store.Batches(ctx, dataset, from, to, d.a.ChildProcess) {
+		for b, err := range d.read(ctx, dataset, from, to) {
 			if err != nil {
 				yield(nil, fmt.Errorf("read %s: %w", dataset, err))
 				return
@@ -65,6 +69,18 @@ func (d *runDriver) Batches(ctx context.Context, dataset string, from, to uint64
 			}
 		}
 	}
+}
+
+func (d *runDriver) read(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
+	if from != Start {
+		return d.rt.Store.Batches(ctx, dataset, from, to, d.a.ChildProcess)
+	}
+	for _, b := range d.a.Inputs {
+		if b.Dataset == dataset && b.Bounded {
+			return d.rt.Store.Appended(ctx, dataset, d.a.Run, b.Name, d.a.ChildProcess)
+		}
+	}
+	return fail(Permanent(errors.New("is not written by a stage of this run: it has no start of its own")))
 }
 
 func (d *runDriver) count(f func(*DataStats)) {
@@ -90,15 +106,24 @@ func (d *runDriver) open(ctx context.Context, schema *arrow.Schema) error {
 }
 
 func (d *runDriver) Base(ctx context.Context, schema *arrow.Schema) (uint64, error) {
-	if err := d.open(ctx, schema); err != nil {
-		return 0, err
+	return appended, d.open(ctx, schema)
+}
+
+// place turns a count of appends into a sequence.
+func (d *runDriver) place(ctx context.Context, seq uint64) (uint64, error) {
+	if seq&appended == 0 {
+		return seq, nil
 	}
-	return d.writer.Base(), nil
+	return d.writer.Place(ctx, seq&^appended)
 }
 
 func (d *runDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
 	if err := d.open(ctx, batch.Schema()); err != nil {
 		return arrowio.Ref{}, err
+	}
+	seq, err := d.place(ctx, seq)
+	if err != nil {
+		return arrowio.Ref{}, fmt.Errorf("write to %s: %w", d.a.Output, err)
 	}
 	ref, err := d.writer.WriteAt(ctx, seq, batch)
 	if err != nil {
@@ -131,7 +156,8 @@ func (d *runDriver) Checkpoint(_ context.Context, state json.RawMessage) error {
 		return Permanent(fmt.Errorf("checkpoint of %d bytes exceeds %d: save large state as a dataset or a model", len(state), maxCheckpointBytes))
 	}
 	d.mu.Lock()
-	d.progress.Checkpoint = state
+	r := &d.result
+	d.progress.Checkpoint, d.progress.Written = state, Written{r.Data.BatchesOut, r.Rows, r.From, r.To}
 	d.mu.Unlock()
 	d.report()
 	return nil
@@ -140,6 +166,10 @@ func (d *runDriver) Checkpoint(_ context.Context, state json.RawMessage) error {
 func (d *runDriver) Restore(context.Context) (json.RawMessage, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if r := &d.result; r.Data.BatchesOut == 0 {
+		w := d.progress.Written
+		r.Data.BatchesOut, r.Rows, r.From, r.To = w.Batches, w.Rows, w.From, w.To
+	}
 	return d.progress.Checkpoint, nil
 }
 
@@ -161,12 +191,20 @@ func (d *runDriver) report() {
 	d.hooks.Report(p)
 }
 
-// finish seals the output where the run owns it.
+// finish ends the output, so that its readers end: for good where the run owns
+// it, else for this run. An attempt may have had nothing (more) to write.
 func (d *runDriver) finish(ctx context.Context) error {
-	if d.writer == nil || !d.a.Seal {
+	switch {
+	case d.a.Output == "":
 		return nil
+	case d.writer == nil && d.a.Seal:
+		return d.rt.Store.Seal(ctx, d.a.Output, d.fence())
+	case d.writer == nil:
+		return d.rt.Store.Finish(ctx, d.a.Output, d.fence())
+	case d.a.Seal:
+		return d.writer.Seal(ctx)
 	}
-	return d.writer.Seal(ctx)
+	return d.writer.Finish(ctx)
 }
 
 func (d *runDriver) snapshot() Result {

@@ -41,6 +41,15 @@ type Progress struct {
 	Note       string          `json:"note,omitempty"`
 	Data       DataStats       `json:"data"`
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty"`
+	Written    Written         `json:"written,omitzero"` // what the output had when Checkpoint was made
+}
+
+// Written is how much of its output a stage has written.
+type Written struct {
+	Batches int64  `json:"batches"`
+	Rows    int64  `json:"rows"`
+	From    uint64 `json:"from"`
+	To      uint64 `json:"to"` // exclusive
 }
 
 // Hooks connect an attempt to whatever runs it.
@@ -99,10 +108,14 @@ func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) 
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = Permanent(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+			err = panicked(p)
 		}
 	}()
 	return s.Run(ctx, a.task(d.log, d))
+}
+
+func panicked(p any) error {
+	return Permanent(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
 
 // task makes the Task of an assignment over a driver.

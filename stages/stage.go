@@ -1,6 +1,3 @@
-// Package stages holds the Stage contract and the runtime that feeds one. A
-// stage turns batches into batches, a model or a deployment; it never sees NATS,
-// Temporal, S3 or a file descriptor.
 package stages
 
 import (
@@ -58,7 +55,9 @@ func (e *permanentError) Unwrap() error { return e.err }
 func (e *permanentError) Permanent() bool { return true }
 
 // IsPermanent reports whether err, or an error it wraps, must not be retried:
-// marked so, denied by governance, fenced, or of a schema that does not fit.
+// marked so, denied by governance, an event that is malformed, a schema that does
+// not fit, or a batch more than a dataset can take that has ended. Being fenced
+// is not: the run that took the dataset over does not keep it.
 func IsPermanent(err error) bool {
 	var p *permanentError
 	return errors.As(err, &p) || errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrInvalid) ||
@@ -81,12 +80,21 @@ type Task struct {
 	driver    Driver
 }
 
+// Start, as the from of Driver.Batches, is where the input begins for this run:
+// at the first batch that the stage which it comes from appended, where
+// Binding.Bounded says that this stage is one of this run's.
+const Start = ^uint64(0)
+
 // Driver is what a runtime implements to feed a Task; stages call Task's methods.
 type Driver interface {
 	Inputs() []Binding
 	Output() string // dataset name; "" when the stage writes none
+	// Batches yields from..to-1 of a dataset. Start (with tiers.End) is used for
+	// bounded inputs alone.
 	Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error]
 	WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error)
+	// Base is what WriteAt gets for the stage's first append; for the n-th, n more.
+	// It need not be a sequence of the dataset.
 	Base(ctx context.Context, schema *arrow.Schema) (uint64, error)
 	Publish(ctx context.Context, e events.Event) error
 	Checkpoint(ctx context.Context, state json.RawMessage) error
@@ -102,7 +110,10 @@ type Binding struct {
 	Dataset string `json:"dataset,omitempty"` // set for datasets
 	Model   string `json:"model,omitempty"`   // set for models: the model's name
 	Version string `json:"version,omitempty"` // full version id, once known
-	Bounded bool   `json:"bounded,omitempty"` // ends with the producing stage of this run rather than at a seal
+	// Bounded: the dataset is a long-lived one that stage Name of this run appends
+	// to. As an input it begins and ends with what that stage appends, rather than
+	// at the first batch and the seal.
+	Bounded bool `json:"bounded,omitempty"`
 }
 
 // Result is what a stage leaves behind for the stages after it and for the
@@ -152,28 +163,60 @@ func (t *Task) Decode(v any) error {
 	return nil
 }
 
-// Batches yields the sole (or first) dataset input from the start to its end.
-// A batch is valid until the loop body ends; retain its Record to keep it.
+// Batches yields the sole (or first) dataset input from its start to its end,
+// waiting for what is not there yet; see All.
 func (t *Task) Batches(ctx context.Context) iter.Seq2[*tiers.Batch, error] {
 	for _, b := range t.driver.Inputs() {
 		if b.Dataset != "" {
-			return t.driver.Batches(ctx, b.Dataset, 0, tiers.End)
+			return t.all(ctx, b)
 		}
 	}
-	return func(yield func(*tiers.Batch, error) bool) {
-		yield(nil, Permanent(fmt.Errorf("stage %s has no dataset input", t.Stage)))
+	return fail(Permanent(fmt.Errorf("stage %s has no dataset input", t.Stage)))
+}
+
+// All yields the dataset that input name brings from its start to its end. What
+// another stage of this run writes ends when that stage has completed; where it
+// appends to a long-lived dataset, only what it appended in this run is yielded.
+// Any other dataset begins with its first batch and ends at its seal.
+//
+// A batch is valid until the loop body ends; retain its Record to keep it.
+func (t *Task) All(ctx context.Context, name string) iter.Seq2[*tiers.Batch, error] {
+	b, err := t.dataset(name)
+	if err != nil {
+		return fail(err)
 	}
+	return t.all(ctx, b)
+}
+
+func (t *Task) all(ctx context.Context, b Binding) iter.Seq2[*tiers.Batch, error] {
+	if b.Bounded {
+		return t.driver.Batches(ctx, b.Dataset, Start, tiers.End)
+	}
+	return t.driver.Batches(ctx, b.Dataset, 0, tiers.End)
 }
 
 // Range yields sequences from..to-1 of the dataset that input name brings,
-// waiting for those not yet there. name is that of the stage or source wired in
-// the pipeline, or the dataset's own.
+// whoever wrote them, waiting for those not yet there: with tiers.End until the
+// dataset is sealed, which a long-lived one never is. name is that of the stage
+// or source wired in the pipeline, or the dataset's own.
 func (t *Task) Range(ctx context.Context, name string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
-	b, err := t.Input(name)
+	b, err := t.dataset(name)
 	if err != nil {
-		return func(yield func(*tiers.Batch, error) bool) { yield(nil, err) }
+		return fail(err)
 	}
 	return t.driver.Batches(ctx, b.Dataset, from, to)
+}
+
+func (t *Task) dataset(name string) (Binding, error) {
+	b, err := t.Input(name)
+	if err == nil && b.Dataset == "" {
+		err = Permanent(fmt.Errorf("stage %s: input %q is a model, which has no batches", t.Stage, name))
+	}
+	return b, err
+}
+
+func fail(err error) iter.Seq2[*tiers.Batch, error] {
+	return func(yield func(*tiers.Batch, error) bool) { yield(nil, err) }
 }
 
 // Input returns the binding of that name, or of that dataset or model.
@@ -193,7 +236,12 @@ func (t *Task) Inputs() []Binding { return t.driver.Inputs() }
 
 // Write appends batch to the stage's output. On a retry the batches that an
 // earlier attempt committed are recognised and not stored again, so the stage
-// must write the same batches in the same order.
+// must write the same batches in the same order; after Restore, those that it
+// had not written when it made the checkpoint. A stage uses either Write or
+// WriteAt. The caller keeps its reference to batch.
+//
+// In a child process the reference's Sequence counts from the stage's own first
+// batch, and a refusal may come as the end of ctx instead of here.
 func (t *Task) Write(ctx context.Context, batch arrow.RecordBatch) (arrowio.Ref, error) {
 	base, err := t.driver.Base(ctx, batch.Schema())
 	if err != nil {
@@ -209,8 +257,9 @@ func (t *Task) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch)
 	return t.driver.WriteAt(ctx, seq, batch)
 }
 
-// Checkpoint records where the stage is (at most 32 KiB of JSON) with the next
-// heartbeat; a retry may see an earlier one, never a later.
+// Checkpoint records where the stage is (at most 32 KiB of JSON), and how much it
+// has written, with the next heartbeat; a retry may see an earlier one, never a
+// later.
 func (t *Task) Checkpoint(ctx context.Context, state any) error {
 	raw, err := json.Marshal(state)
 	if err != nil {
@@ -220,13 +269,17 @@ func (t *Task) Checkpoint(ctx context.Context, state any) error {
 }
 
 // Restore reads the newest checkpoint of this run's stage into v and reports
-// whether there was one.
+// whether there was one. Write then goes on after the batches that had been
+// written when it was made: call Restore before the first Write or not at all.
 func (t *Task) Restore(ctx context.Context, v any) (bool, error) {
 	raw, err := t.driver.Restore(ctx)
 	if err != nil || len(raw) == 0 {
 		return false, err
 	}
-	return true, json.Unmarshal(raw, v)
+	if err := json.Unmarshal(raw, v); err != nil {
+		return false, Permanent(fmt.Errorf("stage %s: checkpoint: %w", t.Stage, err))
+	}
+	return true, nil
 }
 
 // Progress reports done of total units (0: unknown). Cheap; call it per batch.

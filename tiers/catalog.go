@@ -28,17 +28,26 @@ var errConflict = errors.New("changed by another")
 // compare-and-set that follows.
 type catalog struct{ kv jetstream.KeyValue }
 
-// headRecord is what is stored of a dataset. Base belongs to Fence: keeping both
-// in one value makes "who writes" and "from where" change together.
+// headRecord is what is stored of a dataset. The part belongs to Fence: keeping
+// both in one value makes "who writes" and "what is theirs" change together.
 type headRecord struct {
 	Head
-	Base uint64 `json:"base"`
+	part
 }
 
-// baseRecord keeps what a displaced writer's later attempt must know.
-type baseRecord struct {
-	Base    uint64 `json:"base"`
-	Attempt int    `json:"attempt"`
+// part is what one stage of one run has appended. All of it but Base, which is
+// fixed, only grows.
+type part struct {
+	Base uint64 `json:"base"`
+	To   uint64 `json:"to"`   // one past the newest of its batches; Base before the first
+	Own  uint64 `json:"own"`  // its batches; fewer than To-Base where others wrote in between
+	Done bool   `json:"done"` // the stage has completed
+}
+
+// partRecord keeps the part of a writer that was displaced.
+type partRecord struct {
+	part
+	Attempt int `json:"attempt"` // the highest that has opened
 }
 
 // entry is what is stored of a batch. It exists for readers once the head's Next

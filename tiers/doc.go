@@ -29,9 +29,15 @@
 // next writer of that sequence replaces, and sweeps. One that dies between 6 and
 // 7 leaves a batch that exists and was not announced: opening the next Writer
 // publishes the event of the newest batch again, as it was approved, and the bus
-// drops it if it is there. A stage that is retried writes its batches again from
-// Writer.Base, which is the same on every attempt; those that exist are returned
-// as they are.
+// drops it if it is there. A stage that is retried writes its batches again, each
+// where Writer.Place says that it lies; those that exist are returned as they are.
+//
+// Several runs may append to one dataset, even at once: each fences the other,
+// whose stage is retried and goes on. The head therefore also keeps the part that
+// its writer's stage has appended in this run: where it began (Writer.Base, the
+// same on every attempt), where its newest batch is, how many it has, and whether
+// the stage has completed (Writer.Finish). A writer that is displaced has its part
+// kept under a key of its own, before.
 //
 // AdoptAt differs in step 1 only: the bytes are a sealed segment that another
 // process wrote. They are validated in full and become the hot copy where they
@@ -50,6 +56,11 @@
 // The arena holds the newest batches. When a loan finds no room the oldest that
 // nobody reads are given up; a batch that still finds none is not hot, which
 // costs its readers a mapping and its writer nothing.
+//
+// Store.Appended yields what one stage of one run appends, and ends when that
+// stage has completed: how a stage reads a long-lived dataset that another stage
+// of its run writes. Finish rings a bell for readers of its own process; those of
+// others see it within a quarter of a second.
 //
 // # Migration
 //

@@ -98,7 +98,7 @@ const shardBatches = 1024
 //
 //	head.DATASET                   headRecord, the dataset's state
 //	batch.DATASET.SHARD.SEQUENCE   entry, where a batch is
-//	base.DATASET.RUN.STAGE         baseRecord, of writers that were displaced
+//	base.DATASET.RUN.STAGE         partRecord, of writers that were displaced
 //	move.DATASET.SHARD.SEQUENCE    moveRecord, a migration under way
 func headKey(dataset string) string { return "head." + dataset }
 

@@ -52,25 +52,39 @@ func lend(b *Batch, yield func(*Batch, error) bool) bool {
 type reader struct {
 	store    *Store
 	dataset  string
-	head     Head
+	of       *Fence // whose batches are wanted; nil: all
+	first    uint64 // there are none before
+	limit    uint64 // as far as is known, there are none from here on
+	ended    bool   // nor will there be
 	consumer *events.Consumer
 	wake     chan struct{}
+	finished <-chan struct{}
 }
 
-// next waits for batch seq and opens it; nil and no error if the dataset ends
-// before.
+// next waits for batch seq, or the first wanted one after it, and opens it; nil
+// and no error if there is none and will be none.
 func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, error) {
-	for seq >= r.head.Next {
-		if r.head.Sealed {
-			return nil, nil
+	var e entry
+	for found := false; !found; {
+		for seq >= r.limit {
+			if r.ended {
+				return nil, nil
+			}
+			if err := r.advance(ctx, seq); err != nil {
+				return nil, err
+			}
 		}
-		if err := r.advance(ctx, seq); err != nil {
+		seq = max(seq, r.first)
+		if seq >= r.limit {
+			continue
+		}
+		var err error
+		if e, _, err = r.store.entry(ctx, r.dataset, seq); err != nil {
 			return nil, err
 		}
-	}
-	e, _, err := r.store.entry(ctx, r.dataset, seq)
-	if err != nil {
-		return nil, err
+		if found = r.of == nil || e.of(*r.of); !found {
+			seq++
+		}
 	}
 	b, err := r.store.open(ctx, e.Ref, toArena)
 	if err == nil {
@@ -79,10 +93,10 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 	return b, err
 }
 
-// advance returns once the head is beyond seq, or sealed, and otherwise after a
-// wake-up.
+// advance returns once there is a batch seq or never will be, and otherwise after
+// a wake-up.
 func (r *reader) advance(ctx context.Context, seq uint64) error {
-	if err := r.look(ctx); err != nil || r.head.Next > seq || r.head.Sealed {
+	if err := r.look(ctx); err != nil || r.limit > seq || r.ended {
 		return err
 	}
 	if r.consumer == nil {
@@ -108,6 +122,7 @@ func (r *reader) advance(ctx context.Context, seq uint64) error {
 	defer t.Stop()
 	select {
 	case <-r.wake:
+	case <-r.finished:
 	case <-t.C:
 	case <-ctx.Done():
 		return ctx.Err()
@@ -115,14 +130,26 @@ func (r *reader) advance(ctx context.Context, seq uint64) error {
 	return r.look(ctx)
 }
 
-// look reads the head; a dataset that does not exist is one without batches.
+// look reads how far the dataset, or the wanted part of it, has come. One that
+// does not exist is one without batches.
 func (r *reader) look(ctx context.Context) error {
+	if r.of != nil {
+		r.finished = r.store.finished.wait() // before looking: a ring after that is not missed
+		p, err := r.store.part(ctx, r.dataset, *r.of)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			r.first, r.limit, r.ended = p.Base, p.To, p.Done
+		}
+		return err
+	}
 	rec, _, err := r.store.head(ctx, r.dataset)
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	if err == nil {
-		r.head = rec.Head
+		r.limit, r.ended = rec.Next, rec.Sealed
 	}
 	return err
 }

@@ -36,6 +36,7 @@ type Store struct {
 	// announced is, by dataset, one past the newest sequence that this store knows
 	// to be in the event stream; it saves publishing it again.
 	announced sync.Map
+	finished  bell // rung when a stage of this process has finished with a dataset
 
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.

@@ -22,8 +22,10 @@ type Writer struct {
 	dataset     string
 	name        string // token of dataset
 	fingerprint string
+	fence       Fence
 	head        headRecord // as this writer last committed or found it
 	rev         uint64
+	own         []uint64      // sequences of this stage's batches, where they are not in one piece
 	unannounced *events.Event // of a commit whose publication failed
 	fenced      bool
 }
@@ -31,13 +33,17 @@ type Writer struct {
 // Writer opens dataset for appending, fencing every earlier writer. schema
 // must match the dataset's if it has one. A sealed dataset can be opened by a
 // run's stage that wrote to it before, whose repeated writes are recognised;
-// others get ErrSealed. An attempt older than one that has opened is ErrFenced;
-// the same attempt may open again.
+// others get ErrSealed. So can one that the stage has finished with, without
+// disturbing who writes now. An attempt older than one that has opened is
+// ErrFenced; the same attempt may open again.
 //
 // The newest batch is announced again, since whoever committed it may have died
 // before it could.
 func (s *Store) Writer(ctx context.Context, dataset string, schema *arrow.Schema, f Fence) (*Writer, error) {
-	w, err := s.takeOver(ctx, dataset, schema, f)
+	if schema == nil {
+		return nil, &Error{Op: "open writer", Dataset: dataset, Err: fmt.Errorf("%w: none given", ErrSchema)}
+	}
+	w, err := s.takeOver(ctx, dataset, arrowio.Fingerprint(schema), f)
 	if err != nil {
 		return nil, &Error{Op: "open writer", Dataset: dataset, Err: err}
 	}
@@ -50,10 +56,8 @@ func (s *Store) Writer(ctx context.Context, dataset string, schema *arrow.Schema
 	return w, nil
 }
 
-func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Schema, f Fence) (*Writer, error) {
-	if schema == nil {
-		return nil, fmt.Errorf("%w: none given", ErrSchema)
-	}
+// takeOver opens a writer. One without a fingerprint only seals.
+func (s *Store) takeOver(ctx context.Context, dataset, fingerprint string, f Fence) (*Writer, error) {
 	name, err := token("dataset", dataset)
 	if err != nil {
 		return nil, err
@@ -62,7 +66,7 @@ func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Sche
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{store: s, dataset: dataset, name: name, fingerprint: arrowio.Fingerprint(schema)}
+	w := &Writer{store: s, dataset: dataset, name: name, fingerprint: fingerprint, fence: f}
 	for range maxRaces {
 		rec, rev, err := s.head(ctx, dataset)
 		switch {
@@ -70,19 +74,20 @@ func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Sche
 			rec = headRecord{Head: Head{Dataset: dataset, Fingerprint: w.fingerprint}}
 		case err != nil:
 			return nil, err
-		case rec.Fingerprint != w.fingerprint:
+		case fingerprint != "" && rec.Fingerprint != "" && rec.Fingerprint != fingerprint:
 			return nil, fmt.Errorf("%w: %s, dataset has %s", ErrSchema, w.fingerprint, rec.Fingerprint)
 		}
-		// The displaced writer's base is kept before it is displaced. Whoever displaced
+		// The displaced writer's part is kept before it is displaced. Whoever displaced
 		// us did the same, so what is read here is complete, unless the head changes
 		// meanwhile; then the compare-and-set below fails.
-		mine := rec.Fence.Run == f.Run && rec.Fence.Stage == f.Stage
-		before := baseRecord{Base: rec.Base, Attempt: rec.Fence.Attempt}
+		mine := rec.of(f)
+		before := partRecord{part: rec.part, Attempt: rec.Fence.Attempt}
 		known := mine
 		if !mine {
 			if err := s.archive(ctx, name, rec); err != nil {
 				return nil, err
 			}
+			before = partRecord{}
 			_, err := s.catalog.get(ctx, ours, &before)
 			if err != nil && !errors.Is(err, ErrNotFound) {
 				return nil, err
@@ -90,22 +95,25 @@ func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Sche
 			known = err == nil
 		}
 		if known && f.Attempt < before.Attempt {
-			return nil, fmt.Errorf("%w: attempt %d of run %s stage %s has opened it, this is attempt %d", ErrFenced, before.Attempt, f.Run, f.Stage, f.Attempt)
+			return nil, fenced(before.Attempt, f)
 		}
-		if rec.Sealed {
-			if !known {
-				return nil, ErrSealed
-			}
-			rec.Base = before.Base
+		if rec.Sealed && !known {
+			return nil, ErrSealed
+		}
+		if rec.Sealed || known && before.Done {
+			rec.part = before.part
 			w.head, w.rev = rec, rev
 			return w, nil
 		}
 		next := rec
 		next.Epoch++
 		next.Fence = f
-		next.Base = rec.Next
+		if next.Fingerprint == "" {
+			next.Fingerprint = fingerprint
+		}
+		next.part = part{Base: rec.Next, To: rec.Next}
 		if known {
-			next.Base = before.Base
+			next.part = before.part
 		}
 		w.rev, err = s.catalog.set(ctx, headKey(name), next, rev)
 		if err == nil {
@@ -120,6 +128,10 @@ func (s *Store) takeOver(ctx context.Context, dataset string, schema *arrow.Sche
 		}
 	}
 	return nil, fmt.Errorf("lost %d compare-and-sets in a row", maxRaces)
+}
+
+func fenced(by int, f Fence) error {
+	return fmt.Errorf("%w: attempt %d of run %s stage %s has opened it, this is attempt %d", ErrFenced, by, f.Run, f.Stage, f.Attempt)
 }
 
 // backoff keeps two that race from racing in step.
@@ -155,12 +167,12 @@ func (s *Store) archive(ctx context.Context, name string, rec headRecord) error 
 	if err != nil {
 		return err
 	}
-	_, err = update(ctx, s.catalog, key, func(b *baseRecord, exists bool) (bool, error) {
-		if exists && b.Attempt >= rec.Fence.Attempt {
-			return false, nil
-		}
-		*b = baseRecord{Base: rec.Base, Attempt: rec.Fence.Attempt}
-		return true, nil
+	_, err = update(ctx, s.catalog, key, func(b *partRecord, exists bool) (bool, error) {
+		// Merged, since rec may be older than what is there.
+		was := *b
+		b.Base, b.Attempt = rec.Base, max(b.Attempt, rec.Fence.Attempt)
+		b.To, b.Own, b.Done = max(b.To, rec.To), max(b.Own, rec.Own), b.Done || rec.Done
+		return !exists || *b != was, nil
 	})
 	return err
 }
@@ -306,6 +318,8 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 		return ref, fmt.Errorf("%w: the next one is %d", ErrGap, w.head.Next)
 	case w.head.Sealed:
 		return ref, ErrSealed
+	case w.head.Done:
+		return ref, fmt.Errorf("%w for stage %s of run %s, which has completed without this batch: a stage must write the same on every attempt", ErrSealed, w.fence.Stage, w.fence.Run)
 	}
 	b, err := load()
 	if err != nil {
@@ -362,11 +376,16 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	next := w.head
 	next.Next++
 	next.Rows += b.rows
+	next.To = next.Next
+	next.Own++
 	if err := w.commit(ctx, next); err != nil {
 		return ref, err
 	}
 	b.keep(ref.ID())
 	kept = true
+	if w.own != nil {
+		w.own = append(w.own, seq)
+	}
 	w.unannounced = &ev
 	if err := s.crash("committed"); err != nil {
 		return ref, err
@@ -449,43 +468,4 @@ func (w *Writer) announceNewest(ctx context.Context) error {
 		w.store.announced.Store(w.dataset, w.head.Next)
 	}
 	return err
-}
-
-// Seal says that no more batches will come. Repeatable.
-func (w *Writer) Seal(ctx context.Context) error {
-	if err := w.seal(ctx); err != nil {
-		return &Error{Op: "seal", Dataset: w.dataset, Err: err}
-	}
-	return nil
-}
-
-func (w *Writer) seal(ctx context.Context) error {
-	switch {
-	case w.store.closed.Load():
-		return ErrClosed
-	case w.fenced:
-		return ErrFenced
-	}
-	if err := w.announce(ctx); err != nil {
-		return err
-	}
-	ev, err := w.newEvent(events.TypeDatasetSealed, w.dataset+"#sealed", time.Now().UTC(),
-		events.DatasetSealed{Dataset: w.dataset, Batches: int64(w.head.Next), Rows: w.head.Rows})
-	if err == nil {
-		err = w.store.bus.Approve(ctx, &ev)
-	}
-	if err != nil {
-		return err
-	}
-	if !w.head.Sealed {
-		next := w.head
-		next.Sealed = true
-		if err := w.commit(ctx, next); err != nil {
-			return err
-		}
-		if err := w.store.crash("sealed"); err != nil {
-			return err
-		}
-	}
-	return w.store.bus.Publish(ctx, ev)
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -40,15 +41,17 @@ type Lake struct {
 	mu   sync.Mutex
 	data map[string][][]byte // dataset -> sequence -> IPC stream of one batch
 	refs map[string][]arrowio.Ref
+	by   map[string][]string // RUN/STAGE that wrote the batch; "" for Put
 	log  []events.Event
 }
 
 // NewLake returns an empty lake.
 func NewLake() *Lake {
-	return &Lake{data: map[string][][]byte{}, refs: map[string][]arrowio.Ref{}}
+	return &Lake{data: map[string][][]byte{}, refs: map[string][]arrowio.Ref{}, by: map[string][]string{}}
 }
 
-// Execute runs one attempt of s as a says. Inputs of a are datasets of the lake.
+// Execute runs one attempt of s as a says. Inputs of a are datasets of the lake;
+// a bounded one has what Execute wrote for that run's stage, and what was Put.
 func (l *Lake) Execute(ctx context.Context, s stages.Stage, a stages.Assignment) (stages.Result, error) {
 	d := &driver{lake: l, a: a}
 	d.result.Dataset = a.Output
@@ -65,7 +68,7 @@ func (l *Lake) Execute(ctx context.Context, s stages.Stage, a stages.Assignment)
 // Put stores batch as sequence seq, replacing one that exists: for setting a
 // test up. seq may be at most the number of batches there.
 func (l *Lake) Put(dataset string, seq uint64, batch arrow.RecordBatch) error {
-	_, err := l.put(dataset, seq, batch, true)
+	_, err := l.put(dataset, seq, batch, true, "")
 	return err
 }
 
@@ -99,7 +102,7 @@ func (l *Lake) Events() []events.Event {
 	return append([]events.Event(nil), l.log...)
 }
 
-func (l *Lake) put(dataset string, seq uint64, batch arrow.RecordBatch, replace bool) (arrowio.Ref, error) {
+func (l *Lake) put(dataset string, seq uint64, batch arrow.RecordBatch, replace bool, by string) (arrowio.Ref, error) {
 	var buf bytes.Buffer
 	w := ipc.NewWriter(&buf, ipc.WithSchema(batch.Schema()))
 	if err := errors.Join(w.Write(batch), w.Close()); err != nil {
@@ -118,6 +121,7 @@ func (l *Lake) put(dataset string, seq uint64, batch arrow.RecordBatch, replace 
 	if seq == have {
 		l.data[dataset] = append(l.data[dataset], buf.Bytes())
 		l.refs[dataset] = append(l.refs[dataset], ref)
+		l.by[dataset] = append(l.by[dataset], by)
 	} else {
 		l.data[dataset][seq], l.refs[dataset][seq] = buf.Bytes(), ref
 	}
@@ -163,9 +167,16 @@ func (d *driver) Progress(int64, int64, string) {}
 
 func (d *driver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
 	return func(yield func(*tiers.Batch, error) bool) {
+		wanted := func(uint64) bool { return true }
+		if from == stages.Start {
+			from, wanted = 0, d.boundedTo(dataset)
+		}
 		for seq := from; seq < to; seq++ {
 			if to == tiers.End && seq >= d.lake.Len(dataset) {
 				return
+			}
+			if !wanted(seq) {
+				continue
 			}
 			if err := ctx.Err(); err != nil {
 				yield(nil, err)
@@ -186,6 +197,18 @@ func (d *driver) Batches(ctx context.Context, dataset string, from, to uint64) i
 	}
 }
 
+// boundedTo says which batches of a bounded input are this run's.
+func (d *driver) boundedTo(dataset string) func(seq uint64) bool {
+	return func(seq uint64) bool {
+		d.lake.mu.Lock()
+		defer d.lake.mu.Unlock()
+		by := d.lake.by[dataset][seq]
+		return by == "" || slices.ContainsFunc(d.a.Inputs, func(b stages.Binding) bool {
+			return b.Dataset == dataset && by == d.a.Run+"/"+b.Name
+		})
+	}
+}
+
 func (d *driver) Base(context.Context, *arrow.Schema) (uint64, error) {
 	if d.a.Output == "" {
 		return 0, stages.Permanent(fmt.Errorf("stage %s writes no dataset", d.a.Stage))
@@ -201,7 +224,7 @@ func (d *driver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatc
 	if _, err := d.Base(ctx, batch.Schema()); err != nil {
 		return arrowio.Ref{}, err
 	}
-	ref, err := d.lake.put(d.a.Output, seq, batch, false)
+	ref, err := d.lake.put(d.a.Output, seq, batch, false, d.a.Run+"/"+d.a.Stage)
 	if err != nil {
 		return ref, err
 	}

@@ -210,6 +210,15 @@ func (p *process) kill(why error) {
 	})
 }
 
+func (p *process) isDead() bool {
+	select {
+	case <-p.dead:
+		return true
+	default:
+		return false
+	}
+}
+
 // reap waits for the child's end. What is left of its group goes with it, while
 // the unreaped child still keeps the group's number from being reused.
 func (p *process) reap() {

@@ -121,7 +121,7 @@ func (r *run) serve(ctx context.Context) error {
 			switch {
 			case over:
 				return ended(err)
-			case err != nil:
+			case err != nil && !r.p.isDead():
 				stop(err)
 			}
 		}
@@ -201,7 +201,9 @@ func (r *run) open(ctx context.Context, payload []byte) error {
 		return violation("open of input %d, which is open", i)
 	}
 	r.feeders.Go(func() {
-		if err := r.feed(ctx, i, note.from, note.to); err != nil && ctx.Err() == nil {
+		// Where the child is gone, that is what ended the job, not what a message to it
+		// then failed with.
+		if err := r.feed(ctx, i, note.from, note.to); err != nil && ctx.Err() == nil && !r.p.isDead() {
 			r.abort(err)
 		}
 	})
@@ -415,7 +417,11 @@ func (p *process) grant(a *shm.Arena) error {
 		return err
 	}
 	err = a.WithFD(func(fd int) error {
-		return p.conn.send(kindArena, 0, arenaGrant{id: id, size: a.Size()}.encode(), fd)
+		err := p.conn.send(kindArena, 0, arenaGrant{id: id, size: a.Size()}.encode(), fd)
+		if err != nil {
+			p.kill(err)
+		}
+		return err
 	})
 	if err != nil {
 		return err
