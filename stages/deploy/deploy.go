@@ -46,7 +46,11 @@ func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 		return err
 	}
 	if d.champion.ID == d.challenger.ID {
-		// Also where a retry lands after the alias was moved.
+		// Also where a retry lands after the alias was moved. Whoever moved it may have
+		// died before it could say so.
+		if err := d.registry.Promote(ctx, d.promotion(models.Champion, d.champion.ID, "")); err != nil {
+			return err
+		}
 		return d.finish(Kept, "the version is the champion")
 	}
 	if err := d.registry.Promote(ctx, d.promotion(models.Challenger, d.previousChallenger, "asks for promotion")); err != nil {
