@@ -278,10 +278,15 @@ func (a *App) openCold(ctx context.Context) (tiers.ObjectStore, error) {
 	if a.cfg.S3.Endpoint == "" {
 		return nil, nil
 	}
-	return s3.Open(ctx, s3.Config{
+	store, err := s3.Open(ctx, s3.Config{
 		Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
 		AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
 	})
+	if err != nil {
+		return nil, err
+	}
+	a.onClose(func(context.Context) error { store.Close(); return nil })
+	return store, nil
 }
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {

@@ -19,6 +19,11 @@ const (
 	heartbeatEvery   = time.Second
 )
 
+// workflowTaskTimeout is the same for a workflow's next step (the server's default
+// is 10 s). A step is quick; while its local activities are not, the SDK asks for
+// more time.
+const workflowTaskTimeout = 5 * time.Second
+
 // StageCall is a stage called from a workflow of the user's own.
 type StageCall struct {
 	// Pipeline and Stage name the implementation: a stage of a pipeline of the

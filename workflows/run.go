@@ -142,6 +142,7 @@ func Start(ctx context.Context, c client.Client, d *Definition, in RunInput, o S
 		// caller can tell.
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		EnableEagerStart:                         true,
+		WorkflowTaskTimeout:                      workflowTaskTimeout,
 		StaticSummary:                            summary(d, in),
 		StaticDetails:                            details(d, in),
 		Memo:                                     map[string]any{memoKey: runMemo{d.Name, in.Run, in.Trigger, in.Cause, d.Fingerprint()}},

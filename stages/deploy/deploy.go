@@ -144,7 +144,8 @@ func (d *duel) complete(ctx context.Context) error {
 	if d.challenger.Reason != "" {
 		reason = d.challenger.Reason
 	}
-	if err := d.registry.Promote(ctx, d.promotion(models.Champion, d.champion.ID, reason)); err != nil {
+	// Without a reason of its own the registry keeps that of the attempt cut off.
+	if err := d.registry.Promote(ctx, d.promotion(models.Champion, d.champion.ID, d.challenger.Reason)); err != nil {
 		return err
 	}
 	return d.finish(outcome, reason)
