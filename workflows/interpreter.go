@@ -244,15 +244,15 @@ func (in *interpreter) bind(ctx workflow.Context, name string) (stages.Binding, 
 // wait blocks until a running stage ends, and reports false when none runs.
 func (in *interpreter) wait(ctx workflow.Context) bool {
 	sel := workflow.NewSelector(ctx)
-	any := false
+	some := false
 	for _, s := range in.stages {
 		if s.state != running {
 			continue
 		}
-		any = true
+		some = true
 		sel.AddFuture(s.future.Future, func(workflow.Future) { in.finish(ctx, s) })
 	}
-	if !any {
+	if !some {
 		return false
 	}
 	sel.Select(ctx)

@@ -171,7 +171,7 @@ const (
 	stopping
 )
 
-// ErrStopped: the worker was stopped and cannot be started again; make another.
+// ErrStopped means that the worker was stopped and cannot be started again; make another.
 var ErrStopped = errors.New("worker is stopped")
 
 // NewWorker checks the configuration and returns every fault at once.
@@ -216,6 +216,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		return nil
 	case stopping:
 		return fmt.Errorf("workflows: start: %w", ErrStopped)
+	case fresh:
 	}
 	eager := 16
 	sdk := worker.New(w.cfg.Client, w.activities.queue, worker.Options{

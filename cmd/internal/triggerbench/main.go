@@ -183,10 +183,11 @@ func (b *bench) idle(ctx context.Context, pipeline string) error {
 		if err == nil && s.Active == "" {
 			return nil
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
 		}
-		time.Sleep(2 * time.Millisecond)
 	}
 }
 
