@@ -15,8 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -35,6 +37,12 @@ import (
 
 // connectTimeout bounds each server's first answer.
 const connectTimeout = 10 * time.Second
+
+// Files in Config.StateDir.
+const (
+	keyFile      = "stamp.key"         // signs the stamps on judged events
+	acceptedFile = "policies.accepted" // digests of the policy sets in force so far
+)
 
 // App is this process's connection to a deployment. Its parts may be used
 // directly. Safe for concurrent use.
@@ -147,7 +155,12 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	keys, err := a.keys()
+	if !o.observing {
+		if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
+			return fmt.Errorf("state directory: %w: choose one that you may write to", err)
+		}
+	}
+	keys, err := a.keys(o.observing)
 	if err != nil {
 		return err
 	}
@@ -156,7 +169,11 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	a.onClose(a.Decisions.Close)
-	a.Judge, err = governance.NewEngine(governance.Config{Policies: policies, Log: a.Decisions, Keys: keys})
+	accept, err := a.acceptedPolicies(policies, o.observing)
+	if err != nil {
+		return err
+	}
+	a.Judge, err = governance.NewEngine(governance.Config{Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept})
 	if err != nil {
 		return err
 	}
@@ -183,11 +200,46 @@ func (a *App) loadPolicies(o options) (*governance.PolicySet, error) {
 	return governance.Load(governance.Options{Types: a.Types}, sources...)
 }
 
-func (a *App) keys() (*governance.KeyRing, error) {
+// acceptedPolicies returns the digests of the policy sets that this state
+// directory ran under before: events that they allowed are still in the stream
+// and must not be held for stale after a restart with other policies. A process
+// that only observes reads the list and leaves it alone.
+func (a *App) acceptedPolicies(current *governance.PolicySet, observing bool) ([]string, error) {
+	path := filepath.Join(a.cfg.StateDir, acceptedFile)
+	raw, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("earlier policies: %w", err)
+	}
+	digests := strings.Fields(string(raw))
+	digests = slices.DeleteFunc(digests, func(d string) bool { return d == current.ShortDigest() })
+	digests = digests[max(0, len(digests)-governance.MaxAccepted+1):]
+	if observing {
+		return digests, nil
+	}
+	text := strings.Join(append(slices.Clone(digests), current.ShortDigest()), "\n") + "\n"
+	next := path + ".next"
+	if err := errors.Join(os.WriteFile(next, []byte(text), 0o600), os.Rename(next, path)); err != nil {
+		return nil, fmt.Errorf("note the policies in force: %w", err)
+	}
+	return digests, nil
+}
+
+func (a *App) keys(observing bool) (*governance.KeyRing, error) {
 	if a.cfg.Key != "" {
 		return governance.ParseKeyRing([]byte(a.cfg.Key.Reveal()))
 	}
-	return governance.OpenKeyFile(filepath.Join(a.cfg.StateDir, "stamp.key"))
+	if observing {
+		if _, err := os.Stat(filepath.Join(a.cfg.StateDir, keyFile)); errors.Is(err, fs.ErrNotExist) {
+			// Nothing can be verified without the deployment's key, and an observer leaves
+			// none behind.
+			key, err := governance.NewKey("observer")
+			if err != nil {
+				return nil, err
+			}
+			return governance.NewKeyRing(key)
+		}
+	}
+	return governance.OpenKeyFile(filepath.Join(a.cfg.StateDir, keyFile))
 }
 
 func (a *App) openData(ctx context.Context, o options) error {
@@ -226,10 +278,15 @@ func (a *App) openCold(ctx context.Context) (tiers.ObjectStore, error) {
 	if a.cfg.S3.Endpoint == "" {
 		return nil, nil
 	}
-	return s3.Open(ctx, s3.Config{
+	store, err := s3.Open(ctx, s3.Config{
 		Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
 		AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
 	})
+	if err != nil {
+		return nil, err
+	}
+	a.onClose(func(context.Context) error { store.Close(); return nil })
+	return store, nil
 }
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,7 @@ type Config struct {
 func (c Config) withDefaults() (Config, error) {
 	var faults []error
 	if c.Conn == nil {
-		faults = append(faults, errors.New("Conn: missing"))
+		faults = append(faults, errors.New("missing Conn"))
 	}
 	if c.Types == nil {
 		r, err := NewRegistry()
@@ -49,7 +50,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Replicas = 1
 	}
 	if c.Replicas < 1 || c.Replicas > 5 {
-		faults = append(faults, fmt.Errorf("Replicas: %d, must be 1 to 5", c.Replicas))
+		faults = append(faults, fmt.Errorf("want 1 to 5 Replicas, not %d", c.Replicas))
 	}
 	if c.MaxAge == 0 {
 		c.MaxAge = 7 * 24 * time.Hour
@@ -63,7 +64,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxAge < 0 || c.MaxBytes < 0 || c.Dedupe < 0 {
 		faults = append(faults, errors.New("MaxAge, MaxBytes and Dedupe must be positive"))
 	} else if c.Dedupe > c.MaxAge {
-		faults = append(faults, fmt.Errorf("Dedupe: %s is longer than MaxAge %s", c.Dedupe, c.MaxAge))
+		faults = append(faults, fmt.Errorf("a Dedupe of %s is longer than MaxAge %s", c.Dedupe, c.MaxAge))
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -170,13 +171,13 @@ func (b *Bus) Close(ctx context.Context) error {
 	}
 	b.mu.Unlock()
 
-	errs := make([]error, len(running))
+	stopped := make([]error, len(running))
 	var stops sync.WaitGroup
 	for i, c := range running {
-		stops.Go(func() { errs[i] = c.Stop(ctx) })
+		stops.Go(func() { stopped[i] = c.Stop(ctx) })
 	}
 	stops.Wait()
-	errs = append(errs, b.mover.stop(ctx))
+	errs := slices.Concat(stopped, []error{b.mover.stop(ctx)})
 
 	idle := make(chan struct{})
 	go func() {

@@ -109,7 +109,7 @@ type PromotionMetrics struct {
 	Champion   map[string]float64 `json:"champion,omitempty"`
 }
 
-// ModelPromoted is the data of TypeModelPromoted.
+// ModelPromoted is the data of TypeModelPromoted and TypeModelAliased.
 type ModelPromoted struct {
 	Model    string             `json:"model"`
 	Version  string             `json:"version"`

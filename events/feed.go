@@ -98,7 +98,6 @@ func (f *feed) run(cons jetstream.Consumer) {
 			if f.order {
 				f.remove(cons)
 			}
-			cons = nil
 			if moved {
 				wait = feedRetryMin
 			}

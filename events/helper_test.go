@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -36,7 +35,7 @@ func TestMain(m *testing.M) {
 
 const testWait = 20 * time.Second
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // testContext ends before the test's own deadline does.
 func testContext(t testing.TB) context.Context {

@@ -5,6 +5,7 @@ import "context"
 // Point is where on its way an event is judged.
 type Point string
 
+// The two points at which an event is judged.
 const (
 	OnPublish Point = "publish" // before the event is sent to the stream
 	OnReceive Point = "receive" // before a handler sees it
@@ -13,6 +14,7 @@ const (
 // Action is what governance decided.
 type Action string
 
+// The actions that governance knows; Permits says which let an event go on.
 const (
 	Allow           Action = "allow"
 	Warn            Action = "warn" // allowed, with a warning on record

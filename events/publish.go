@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -304,7 +305,7 @@ func digestOf(ev *Event) [sha256.Size]byte {
 		put("")
 	}
 	names := slices.Sorted(maps.Keys(ec.Extensions))
-	put(fmt.Sprint(len(names)))
+	put(strconv.Itoa(len(names)))
 	for _, name := range names {
 		put(name)
 		put(fmt.Sprint(ec.Extensions[name]))

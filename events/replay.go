@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -137,9 +138,7 @@ func (b *Bus) history(ctx context.Context, stream string, filters []string, from
 				return yield(m, nil)
 			})
 			switch {
-			case err == errStopped:
-				return
-			case err == errNoMore:
+			case errors.Is(err, errStopped), errors.Is(err, errNoMore):
 				return
 			case ctx.Err() != nil:
 				fail(context.Cause(ctx))

@@ -83,30 +83,30 @@ func (s *scanner) value(sh *shape, depth int) error {
 	if sh != nil && sh.kind == kindCustom {
 		return s.custom(sh, depth)
 	}
-	any := sh == nil || sh.kind == kindAny
+	free := sh == nil || sh.kind == kindAny
 	switch c := s.peek(); c {
 	case '{':
-		if any || sh.kind == kindMap || sh.kind == kindStruct {
+		if free || sh.kind == kindMap || sh.kind == kindStruct {
 			return s.object(sh, depth)
 		}
 		return mismatch(sh.want())
 	case '[':
-		if any || sh.kind == kindArray {
+		if free || sh.kind == kindArray {
 			var elem *shape
-			if !any {
+			if !free {
 				elem = sh.elem
 			}
 			return s.array(elem, depth)
 		}
 		return mismatch(sh.want())
 	case '"':
-		if any || sh.kind == kindString {
+		if free || sh.kind == kindString {
 			_, _, err := s.str()
 			return err
 		}
 		return mismatch(sh.want())
 	case 't', 'f':
-		if !any && sh.kind != kindBool {
+		if !free && sh.kind != kindBool {
 			return mismatch(sh.want())
 		}
 		if c == 't' {

@@ -21,6 +21,7 @@ const (
 	TypeModelRegistered    = "model.registered"
 	TypePromotionRequested = "model.promotion.requested"
 	TypeModelPromoted      = "model.promoted"
+	TypeModelAliased       = "model.aliased"
 	TypeModelRefused       = "model.refused"
 	TypeTierMoved          = "tier.moved"
 	TypeTriggerFired       = "trigger.fired"
@@ -54,7 +55,8 @@ func standardTypes() []Type {
 		{TypeDriftDetected, "A detector crossed its threshold", model, "stages/drift", DriftDetected{}},
 		{TypeModelRegistered, "A model version was stored", model, "models", ModelRegistered{}},
 		{TypePromotionRequested, "A challenger asks to become champion; judging it is the gate", model, "stages/deploy", PromotionRequested{}},
-		{TypeModelPromoted, "An alias points to a new version", model, "models", ModelPromoted{}},
+		{TypeModelPromoted, "A version became the champion", model, "models", ModelPromoted{}},
+		{TypeModelAliased, "An alias other than champion points to a new version", model, "models", ModelPromoted{}},
 		{TypeModelRefused, "A challenger was refused and kept", model, "stages/deploy", ModelRefused{}},
 		{TypeTierMoved, "A verified copy of a batch moved between tiers", dataset, "tiers", TierMoved{}},
 		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},

@@ -65,9 +65,9 @@ func (t *dataType) fieldNames() []string {
 }
 
 var (
-	dynType = &dataType{kind: kindDyn, cel: types.DynType}
+	dynType = &dataType{kind: kindDyn, cel: types.DynType} //nolint:gochecknoglobals // never changed, compared by address
 	// untypedData is the type of data that no Go type describes.
-	untypedData = &dataType{kind: kindMap, cel: types.NewMapType(types.StringType, types.DynType), elem: dynType}
+	untypedData = &dataType{kind: kindMap, cel: types.NewMapType(types.StringType, types.DynType), elem: dynType} //nolint:gochecknoglobals // never changed, compared by address
 
 	typeTime        = reflect.TypeFor[time.Time]()
 	typeDuration    = reflect.TypeFor[time.Duration]()

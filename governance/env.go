@@ -3,7 +3,6 @@ package governance
 import (
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 
 	"cel.dev/cel-go/cel"
@@ -260,6 +259,7 @@ func pathType(e ast.Expr, data *dataType) *dataType {
 				return t.elem
 			}
 		}
+	default: // nothing else is a path
 	}
 	return nil
 }
@@ -309,6 +309,7 @@ func inspect(checked *cel.Ast) shape {
 					s.joins++
 				}
 			}
+		default: // constants, fields, lists and maps need no check of their own
 		}
 	}))
 	return s
@@ -376,7 +377,7 @@ func (sizes) EstimateSize(n cost.AstNode) *cost.SizeEstimate {
 	if len(path) == 0 {
 		return nil
 	}
-	limit := uint64(math.MaxUint64)
+	var limit uint64
 	switch path[0] {
 	case declEvent:
 		limit = maxAttributeBytes
@@ -479,14 +480,14 @@ func editDistance(a, b string) int {
 
 // evalKind sorts an evaluation error. cel-go's own missing-key error has no
 // exported type, so that its text is all there is.
-func evalKind(err error) (kind error, msg string) {
+func evalKind(err error) (msg string, kind error) {
 	msg = err.Error()
 	var missing *missingFieldError
 	switch {
 	case errors.As(err, &missing):
-		return ErrMissingField, missing.Error()
+		return missing.Error(), ErrMissingField
 	case strings.HasPrefix(msg, "no such key: "):
-		return ErrMissingField, (&missingFieldError{name: strings.TrimPrefix(msg, "no such key: ")}).Error()
+		return (&missingFieldError{name: strings.TrimPrefix(msg, "no such key: ")}).Error(), ErrMissingField
 	case errors.Is(err, ErrData):
 		kind = ErrData
 	case errors.Is(err, ErrLimit), strings.Contains(msg, "cost limit exceeded"), strings.Contains(msg, "operation interrupted"):
@@ -494,5 +495,5 @@ func evalKind(err error) (kind error, msg string) {
 	default:
 		kind = ErrEval
 	}
-	return kind, strings.TrimPrefix(msg, kind.Error()+": ")
+	return strings.TrimPrefix(msg, kind.Error()+": "), kind
 }

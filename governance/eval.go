@@ -217,7 +217,7 @@ func (s *evalState) evalString(p *program) (string, error) {
 }
 
 func (s *evalState) explain(p *program, err error) *EvalError {
-	kind, msg := evalKind(err)
+	msg, kind := evalKind(err)
 	return &EvalError{Expression: shorten(p.src, 120), Msg: msg, Kind: kind}
 }
 

@@ -100,16 +100,18 @@ func (d *jsonDecoder) value(t *dataType, depth int) (any, error) {
 			return d.mapOf(t.elem, depth)
 		case kindDyn:
 			return d.mapOf(dynType, depth)
+		default:
+			return nil, d.mismatch("an object", t)
 		}
-		return nil, d.mismatch("an object", t)
 	case c == '[':
 		switch t.kind {
 		case kindList:
 			return d.list(t.elem, depth)
 		case kindDyn:
 			return d.list(dynType, depth)
+		default:
+			return nil, d.mismatch("an array", t)
 		}
-		return nil, d.mismatch("an array", t)
 	case c == '"':
 		s, err := d.string()
 		if err != nil {
@@ -118,7 +120,7 @@ func (d *jsonDecoder) value(t *dataType, depth int) (any, error) {
 		return d.convertString(string(s), t)
 	case c == 't', c == 'f':
 		v := types.Bool(c == 't')
-		err := error(nil)
+		var err error
 		if c == 't' {
 			err = d.literal("true")
 		} else {
@@ -414,7 +416,7 @@ func smallInt(b []byte) (int64, bool) {
 	return n, true
 }
 
-var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22}
+var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22} //nolint:gochecknoglobals // a constant table
 
 // smallFloat parses a decimal whose digits and power of ten are exact doubles
 // (below 2^53, up to 10^22), so that one division rounds once and correctly

@@ -52,11 +52,12 @@ func TestHostileExpressionsAreStopped(t *testing.T) {
 }
 
 func TestVariablesThatDoubleAreStopped(t *testing.T) {
-	vars := "  variables:\n    - {name: v0, expression: \"data.s + data.s\"}\n"
+	var vars strings.Builder
+	vars.WriteString("  variables:\n    - {name: v0, expression: \"data.s + data.s\"}\n")
 	for i := range 40 {
-		vars += fmt.Sprintf("    - {name: v%d, expression: \"variables.v%d + variables.v%d\"}\n", i+1, i, i)
+		fmt.Fprintf(&vars, "    - {name: v%d, expression: \"variables.v%d + variables.v%d\"}\n", i+1, i, i)
 	}
-	file := strings.Replace(policyYAML("p", "{}", rule("r", "size(variables.v40) == 0")), "  rules:", vars+"  rules:", 1)
+	file := strings.Replace(policyYAML("p", "{}", rule("r", "size(variables.v40) == 0")), "  rules:", vars.String()+"  rules:", 1)
 	e := engine(t, load(t, governance.Options{}, file), discard)
 	v := judge(t, e, events.OnPublish, newEvent(t, "batch.published", map[string]string{"s": strings.Repeat("x", 30_000)}))[0]
 	if v.Action != events.Deny || !strings.Contains(v.Reason, "limit exceeded") {

@@ -22,6 +22,7 @@ type TypeSource interface {
 // Mode says how much of a policy takes effect, for rolling one out.
 type Mode string
 
+// The modes, from full effect to none.
 const (
 	Enforce  Mode = "enforce" // deny denies, warn warns
 	WarnOnly Mode = "warn"    // deny only warns
@@ -60,8 +61,7 @@ type variableSpec struct {
 	Name       string `json:"name"`
 	Expression string `json:"expression"`
 
-	line int
-	at   *source
+	at *source
 }
 
 type ruleSpec struct {

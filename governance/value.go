@@ -140,7 +140,7 @@ func (e *eventVal) Value() any { return e }
 // eventType describes the variable event. Attributes that an event does not
 // have read as "", because "is from pipeline X" is false of an event from none;
 // has() tells the difference. A missing time is an error.
-var eventType = newEventType()
+var eventType = newEventType() //nolint:gochecknoglobals // never changed once made
 
 func newEventType() *dataType {
 	t := &dataType{kind: kindObject, cel: types.NewObjectType("stokehold.Event"), name: "stokehold.Event"}

@@ -16,7 +16,8 @@ type aliasRecord struct {
 	ID         string          `json:"id"`
 	Previous   string          `json:"previous,omitempty"`
 	Generation uint64          `json:"generation"` // grows with each move
-	Event      json.RawMessage `json:"event"`      // model.promoted as approved
+	Reason     string          `json:"reason,omitempty"`
+	Event      json.RawMessage `json:"event"` // model.promoted as approved
 }
 
 // Alias resolves an alias.
@@ -48,7 +49,8 @@ type Promotion struct {
 
 // Promote points alias at version id if it still points at previous ("" when
 // unset), marks the version promoted if the alias is Champion, and publishes
-// model.promoted. Repeating a promotion that already holds is a success.
+// model.promoted. Repeating a promotion that already holds is a success, and
+// completes one that a crash cut off, whose reason it keeps if it gives none.
 // ErrConflict if the alias points elsewhere; events.ErrDenied, and nothing
 // changed, if governance refuses the event.
 func (r *Registry) Promote(ctx context.Context, p Promotion) error {
@@ -83,10 +85,14 @@ func (r *Registry) promote(ctx context.Context, p Promotion) error {
 		if a.ID != p.Previous {
 			return fmt.Errorf("%w: it points at %.12q, %.12q expected", ErrConflict, a.ID, p.Previous)
 		}
-		next := aliasRecord{ID: p.ID, Previous: a.ID, Generation: a.Generation + 1}
+		next := aliasRecord{ID: p.ID, Previous: a.ID, Generation: a.Generation + 1, Reason: p.Reason}
 		// The generation makes the ids of A, B and A again differ.
 		id := fmt.Sprintf("%s/promoted/%s/%s/%d", orDash(p.Run), p.Model, p.Alias, next.Generation)
-		next.Event, err = r.approve(ctx, events.TypeModelPromoted, p.Model, id, p.Run, p.Cause, events.ModelPromoted{
+		typ := events.TypeModelAliased
+		if p.Alias == Champion {
+			typ = events.TypeModelPromoted
+		}
+		next.Event, err = r.approve(ctx, typ, p.Model, id, p.Run, p.Cause, events.ModelPromoted{
 			Model: p.Model, Version: p.ID, Previous: a.ID, Alias: p.Alias, Run: p.Run, Cause: p.Cause, Metrics: v.Metrics,
 		})
 		if err != nil {
@@ -108,7 +114,11 @@ func (r *Registry) promote(ctx context.Context, p Promotion) error {
 	}
 	// From here on the promotion holds; a repeat completes what was cut off.
 	if p.Alias == Champion {
-		if err := r.mark(ctx, vkey, Promoted, p.Reason); err != nil {
+		reason := p.Reason
+		if reason == "" {
+			reason = a.Reason
+		}
+		if err := r.mark(ctx, vkey, Promoted, reason); err != nil {
 			return err
 		}
 	}

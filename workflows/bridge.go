@@ -35,7 +35,11 @@ const (
 	// maxDeliver is hardly reached, since the bridge does not give events back while
 	// it runs: each of these is a worker that died. Events that Temporal can never
 	// take are dead-lettered by the bridge itself.
-	maxDeliver     = 1000
+	maxDeliver = 1000
+	// bridgeAckWait is how long events that a killed worker had taken stay with it;
+	// while the bridge lives it extends that. A trigger knows an event that it gets
+	// twice.
+	bridgeAckWait  = 5 * time.Second
 	deliverTimeout = 10 * time.Second
 	retryFirst     = 50 * time.Millisecond
 	retryMost      = 5 * time.Second
@@ -64,6 +68,7 @@ func (b *bridge) start(ctx context.Context, bus *events.Bus) error {
 	// The subscription outlives the call that makes it.
 	c, err := bus.SubscribeBatch(context.WithoutCancel(ctx), events.Subscription{
 		Durable: b.durable(), Types: b.trigger.Types, MaxBatch: bridgeBatch, MaxPending: bridgePending, MaxDeliver: maxDeliver,
+		AckWait: bridgeAckWait,
 	}, b.handle)
 	if err != nil {
 		return fmt.Errorf("workflows: trigger %s/%s: %w", b.pipeline, b.trigger.Name, err)
@@ -148,6 +153,7 @@ func (b *bridge) options(key string) client.StartWorkflowOptions {
 	o := client.StartWorkflowOptions{
 		ID: TriggerID(b.pipeline, b.trigger.Name, key), TaskQueue: b.a.queue,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		WorkflowTaskTimeout:      workflowTaskTimeout,
 		StaticSummary:            clip("trigger of "+b.pipeline+": "+b.trigger.describe(), 190),
 		Memo:                     map[string]any{memoKey: runMemo{Pipeline: b.pipeline, Trigger: b.trigger.Name}},
 	}

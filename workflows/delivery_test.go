@@ -3,6 +3,7 @@ package workflows_test
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +92,7 @@ func TestParamsOfDataThatIsNoObject(t *testing.T) {
 func TestSeenSetForgetsTheOldest(t *testing.T) {
 	s := workflows.NewSeenSet(nil)
 	for i := range workflows.MaxSeen + 10 {
-		if !s.Add(fmt.Sprint(i)) {
+		if !s.Add(strconv.Itoa(i)) {
 			t.Fatalf("%d is taken for seen", i)
 		}
 	}
@@ -100,7 +101,7 @@ func TestSeenSetForgetsTheOldest(t *testing.T) {
 	}
 	back := workflows.NewSeenSet(s.Bytes())
 	for i, want := range map[int]bool{10: false, workflows.MaxSeen + 9: false} {
-		if back.Add(fmt.Sprint(i)) != want {
+		if back.Add(strconv.Itoa(i)) != want {
 			t.Errorf("%d is forgotten", i)
 		}
 	}

@@ -3,6 +3,7 @@ package workflows
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -18,6 +19,11 @@ const (
 	heartbeatTimeout = 5 * time.Second
 	heartbeatEvery   = time.Second
 )
+
+// workflowTaskTimeout is the same for a workflow's next step (the server's default
+// is 10 s). A step is quick; while its local activities are not, the SDK asks for
+// more time.
+const workflowTaskTimeout = 5 * time.Second
 
 // StageCall is a stage called from a workflow of the user's own.
 type StageCall struct {
@@ -101,21 +107,22 @@ func executeAssignment(ctx workflow.Context, a stages.Assignment, id string, tim
 
 // summaryOf is the line the Temporal UI shows beside the activity.
 func summaryOf(a stages.Assignment) string {
-	s := a.Stage
+	var s strings.Builder
+	s.WriteString(a.Stage)
 	for i, b := range a.Inputs {
 		sep := ", "
 		if i == 0 {
 			sep = " <- "
 		}
-		s += sep + b.Name
+		s.WriteString(sep + b.Name)
 	}
 	switch {
 	case a.Output != "":
-		s += " -> " + a.Output
+		s.WriteString(" -> " + a.Output)
 	case a.Model != "":
-		s += " => " + a.Model
+		s.WriteString(" => " + a.Model)
 	}
-	return clip(s, 190)
+	return clip(s.String(), 190)
 }
 
 // activityName is the activity type of a kind of stage: the UI's timeline shows it.

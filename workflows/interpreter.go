@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -242,15 +244,15 @@ func (in *interpreter) bind(ctx workflow.Context, name string) (stages.Binding, 
 // wait blocks until a running stage ends, and reports false when none runs.
 func (in *interpreter) wait(ctx workflow.Context) bool {
 	sel := workflow.NewSelector(ctx)
-	any := false
+	some := false
 	for _, s := range in.stages {
 		if s.state != running {
 			continue
 		}
-		any = true
+		some = true
 		sel.AddFuture(s.future.Future, func(workflow.Future) { in.finish(ctx, s) })
 	}
-	if !any {
+	if !some {
 		return false
 	}
 	sel.Select(ctx)
@@ -379,6 +381,14 @@ func (in *interpreter) show(ctx workflow.Context) {
 	workflow.SetCurrentDetails(ctx, clip(b.String(), 16<<10))
 }
 
+// number shows whole numbers in full, others with four digits.
+func number(v float64) string {
+	if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
+}
+
 func (in *interpreter) metrics(b *strings.Builder) {
 	for _, s := range in.stages {
 		if len(s.result.Metrics) == 0 {
@@ -387,7 +397,7 @@ func (in *interpreter) metrics(b *strings.Builder) {
 		keys := workflow.DeterministicKeysFunc(s.result.Metrics, cmp.Compare[string])
 		var parts []string
 		for _, k := range keys[:min(len(keys), 12)] {
-			parts = append(parts, fmt.Sprintf("%s %.4g", k, s.result.Metrics[k]))
+			parts = append(parts, k+" "+number(s.result.Metrics[k]))
 		}
 		fmt.Fprintf(b, "\n- %s: %s", s.def.Name, strings.Join(parts, ", "))
 	}

@@ -2,6 +2,7 @@ package workflows_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/workflow"
@@ -268,6 +270,61 @@ func TestStartRefusesBadInput(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestStartSaysWhatToDo(t *testing.T) {
+	p := workflows.New("strict", "")
+	p.Ingest("a", nothing)
+	d := build(t, p)
+	for name, c := range map[string]struct {
+		err, want error
+		hint      string
+	}{
+		"no search attributes": {serviceerror.NewInvalidArgument("Namespace default has no mapping defined for search attribute StokeholdRun"), workflows.ErrSearchAttributes, "register those of workflows.SearchAttributes"},
+		"no server":            {serviceerror.NewUnavailable("connection refused"), workflows.ErrUnavailable, "check its address"},
+		"run exists":           {serviceerror.NewWorkflowExecutionAlreadyStarted("started", "", ""), workflows.ErrRunExists, "choose another key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := workflows.Start(t.Context(), &fakes{startErr: c.err}, d, workflows.RunInput{}, workflows.StartOptions{})
+			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.hint) {
+				t.Errorf("got %v, want %v with %q", err, c.want, c.hint)
+			}
+		})
+	}
+}
+
+func TestWorkerReportsEveryFault(t *testing.T) {
+	d := loop(t)
+	raw, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unbound, err := workflows.ParseDefinition(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = workflows.NewWorker(workflows.WorkerConfig{Pipelines: []*workflows.Definition{d, unbound, nil}, MaxStages: -1})
+	for _, want := range []string{"Client is missing", "Runtime is missing", "Bus is missing", "two pipelines", "holds nil", "train: has no implementation", "MaxStages"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func TestStopWithoutStart(t *testing.T) {
+	f := &fakes{}
+	w, err := workflows.NewWorker(workflows.WorkerConfig{Client: f, Executor: f, Publisher: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := w.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := w.Start(t.Context()); !errors.Is(err, workflows.ErrStopped) {
+		t.Errorf("got %v, want ErrStopped", err)
 	}
 }
 

@@ -56,6 +56,7 @@ func StartMigration(ctx context.Context, c client.Client, m Migration, o StartOp
 	opts := client.StartWorkflowOptions{
 		ID: id, TaskQueue: queueOr(o.TaskQueue), EnableEagerStart: true,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		WorkflowTaskTimeout:      workflowTaskTimeout,
 		StaticSummary:            clip(fmt.Sprintf("move %s %d..%d", m.Dataset, m.From, m.To), 190),
 	}
 	if !o.WithoutSearchAttributes {

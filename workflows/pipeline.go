@@ -13,9 +13,13 @@ import (
 // the compiler refuses anything else. A handle belongs to the pipeline that made
 // it; using it in another is a fault that Build reports.
 type (
-	Dataset    struct{ node }
-	Model      struct{ node }
+	// Dataset is the handle to a dataset that a stage writes.
+	Dataset struct{ node }
+	// Model is the handle to a model that a stage trains.
+	Model struct{ node }
+	// Evaluation is the handle to a model's evaluation.
 	Evaluation struct{ node }
+	// Deployment is the handle to a model's deployment.
 	Deployment struct{ node }
 )
 

@@ -118,7 +118,10 @@ func RunID(pipeline, key string) string { return pipeline + "/" + key }
 // Start starts a run of d, eagerly where c is also a Worker's client. A key that
 // was used before gives ErrRunExists together with a handle to that run.
 func Start(ctx context.Context, c client.Client, d *Definition, in RunInput, o StartOptions) (*Run, error) {
-	if err := d.Validate(); err != nil {
+	// Without its triggers, whose expressions take long to compile and do not
+	// matter to a run.
+	def := d.forRun()
+	if err := def.Validate(); err != nil {
 		return nil, err
 	}
 	if in.Run == "" {
@@ -130,7 +133,7 @@ func Start(ctx context.Context, c client.Client, d *Definition, in RunInput, o S
 	if err := checkParams(in.Params); err != nil {
 		return nil, fmt.Errorf("workflows: start %s: %w", RunID(d.Name, in.Run), err)
 	}
-	args := runArgs{Definition: d.forRun(), Input: in, Notify: o.notify, Attributes: !o.WithoutSearchAttributes}
+	args := runArgs{Definition: def, Input: in, Notify: o.notify, Attributes: !o.WithoutSearchAttributes}
 	opts := client.StartWorkflowOptions{
 		ID:                    RunID(d.Name, in.Run),
 		TaskQueue:             queueOr(o.TaskQueue),
@@ -139,6 +142,7 @@ func Start(ctx context.Context, c client.Client, d *Definition, in RunInput, o S
 		// caller can tell.
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		EnableEagerStart:                         true,
+		WorkflowTaskTimeout:                      workflowTaskTimeout,
 		StaticSummary:                            summary(d, in),
 		StaticDetails:                            details(d, in),
 		Memo:                                     map[string]any{memoKey: runMemo{d.Name, in.Run, in.Trigger, in.Cause, d.Fingerprint()}},

@@ -171,7 +171,7 @@ const (
 	stopping
 )
 
-// ErrStopped: the worker was stopped and cannot be started again; make another.
+// ErrStopped means that the worker was stopped and cannot be started again; make another.
 var ErrStopped = errors.New("worker is stopped")
 
 // NewWorker checks the configuration and returns every fault at once.
@@ -216,6 +216,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		return nil
 	case stopping:
 		return fmt.Errorf("workflows: start: %w", ErrStopped)
+	case fresh:
 	}
 	eager := 16
 	sdk := worker.New(w.cfg.Client, w.activities.queue, worker.Options{
@@ -231,8 +232,10 @@ func (w *Worker) Start(ctx context.Context) error {
 		// the timeout, since the answer to a beat tells of cancellation.
 		MaxHeartbeatThrottleInterval:     heartbeatEvery / 2,
 		DefaultHeartbeatThrottleInterval: heartbeatEvery / 2,
-		WorkerStopTimeout:                stopGrace + heartbeatEvery,
-		OnFatalError:                     func(err error) { w.activities.log.Error("the Temporal worker failed", "error", err) },
+		// How long a task waits for a worker that died before any other may have it.
+		StickyScheduleToStartTimeout: time.Second,
+		WorkerStopTimeout:            stopGrace + heartbeatEvery,
+		OnFatalError:                 func(err error) { w.activities.log.Error("the Temporal worker failed", "error", err) },
 	})
 	w.activities.register(sdk)
 	if err := sdk.Start(); err != nil {
@@ -253,7 +256,7 @@ func (w *Worker) Start(ctx context.Context) error {
 // again. Safe on a worker that was never started; repeatable.
 func (w *Worker) Stop(ctx context.Context) error {
 	w.mu.Lock()
-	if w.state == fresh {
+	if w.worker == nil {
 		w.state = stopping
 		w.mu.Unlock()
 		return nil

@@ -61,7 +61,7 @@ type bench struct {
 	bytes   map[string][]float64 // allocated a message, likewise
 }
 
-func run() error {
+func run() (err error) {
 	var (
 		n       = flag.Int("n", 40000, "messages per case and round")
 		size    = flag.Int("size", 256, "payload bytes")
@@ -77,7 +77,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays is in the temporary directory
 	srv, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
 		JetStream: true, StoreDir: dir, JetStreamMaxStore: 16 << 30, SyncAlways: *sync,
@@ -96,12 +96,10 @@ func run() error {
 		if *only == "" {
 			return errors.New("-cpuprofile needs -only")
 		}
-		f, err := os.Create(*profile)
-		if err != nil {
+		if b.profile, err = os.Create(*profile); err != nil {
 			return err
 		}
-		defer f.Close()
-		b.profile = f
+		defer func() { err = errors.Join(err, b.profile.Close()) }()
 	}
 	for b.round = range *rounds {
 		if err := b.ours(*only); err != nil {
@@ -261,7 +259,7 @@ func (b *bench) ours(only string) error {
 	if err != nil {
 		return err
 	}
-	defer bus.Close(ctx)
+	defer func() { _ = bus.Close(ctx) }() // everything has been acknowledged by then
 	pub, err := events.NewPublisher(ctx, bus)
 	if err != nil {
 		return err
@@ -367,7 +365,7 @@ func (b *bench) watermillNATS(only string) error {
 	if err != nil {
 		return err
 	}
-	defer pub.Close()
+	defer func() { _ = pub.Close() }() // everything has been acknowledged by then
 	ms := b.messages()
 	if err := b.measure(only, "watermill-nats publish", func() error { return publishInChunks(pub, topic, ms) }); err != nil {
 		return err

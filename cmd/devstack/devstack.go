@@ -88,7 +88,7 @@ func (s *Stack) start(ctx context.Context, opts Options) error {
 		if !c.used {
 			continue
 		}
-		if err := checkPort(c.service, c.port); err != nil {
+		if err := checkPort(ctx, c.service, c.port); err != nil {
 			return err
 		}
 	}
@@ -108,7 +108,7 @@ func (s *Stack) start(ctx context.Context, opts Options) error {
 	}
 	if withUI {
 		var err error
-		if s.ui, err = startUI(s.st, uiPort, s.temporal.address, s.fail); err != nil {
+		if s.ui, err = startUI(ctx, s.st, uiPort, s.temporal.address, s.fail); err != nil {
 			return err
 		}
 	}

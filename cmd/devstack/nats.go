@@ -63,17 +63,15 @@ func startNATS(ctx context.Context, st *state, port int, fail func(error)) (*nat
 	for !srv.ReadyForConnections(20 * time.Millisecond) {
 		select {
 		case err := <-fatal:
-			n.stop(ctx)
-			return nil, err
+			return nil, errors.Join(err, n.stop(ctx))
 		case <-ctx.Done():
-			n.stop(ctx)
-			return nil, fmt.Errorf("devstack: nats did not start: %w", context.Cause(ctx))
+			return nil, errors.Join(fmt.Errorf("devstack: nats did not start: %w", context.Cause(ctx)), n.stop(ctx))
 		default:
 		}
 	}
 	if !srv.JetStreamEnabled() {
-		n.stop(ctx)
-		return nil, fmt.Errorf("devstack: nats started without JetStream: see %s", st.path("logs", "nats.log"))
+		err := fmt.Errorf("devstack: nats started without JetStream: see %s", st.path("logs", "nats.log"))
+		return nil, errors.Join(err, n.stop(ctx))
 	}
 	return n, nil
 }

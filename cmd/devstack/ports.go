@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -17,9 +18,10 @@ const (
 )
 
 // freePorts finds n different ports that nobody listens on. Another program may still take one before it is used.
-func freePorts(n int) ([]int, error) {
+func freePorts(ctx context.Context, n int) ([]int, error) {
 	var ports []int
 	var held []net.Listener
+	var lc net.ListenConfig
 	defer func() {
 		for _, l := range held {
 			_ = l.Close()
@@ -27,7 +29,7 @@ func freePorts(n int) ([]int, error) {
 	}()
 	for range freePortTries {
 		port := freePortLow + rand.IntN(freePortHigh-freePortLow)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			continue
 		}
@@ -40,19 +42,20 @@ func freePorts(n int) ([]int, error) {
 }
 
 // checkPort gives a PortError where the port can't be bound. Port 0 always can.
-func checkPort(service string, port int) error {
+func checkPort(ctx context.Context, service string, port int) error {
 	if port == 0 {
 		return nil
 	}
-	l, err := listen(service, port)
+	l, err := listen(ctx, service, port)
 	if err != nil {
 		return err
 	}
 	return l.Close()
 }
 
-func listen(service string, port int) (net.Listener, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+func listen(ctx context.Context, service string, port int) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	var op *net.OpError
 	if errors.As(err, &op) {
 		return nil, &PortError{Service: service, Port: port, Err: op.Err}

@@ -29,7 +29,7 @@ const (
 )
 
 // s3Running guards the gateway, which keeps package-level state: one instance at a time, one after another.
-var s3Running atomic.Bool
+var s3Running atomic.Bool //nolint:gochecknoglobals // guards package-level state
 
 type s3Server struct {
 	url    string
@@ -67,12 +67,12 @@ func startS3(ctx context.Context, st *state, port int, fail func(error)) (_ *s3S
 		return nil, err
 	}
 	if port == 0 {
-		ports, err := freePorts(1)
+		ports, err := freePorts(ctx, 1)
 		if err != nil {
 			return nil, err
 		}
 		port = ports[0]
-	} else if err := checkPort("S3", port); err != nil {
+	} else if err := checkPort(ctx, "S3", port); err != nil {
 		return nil, err
 	}
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))

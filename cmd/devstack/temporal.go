@@ -81,7 +81,7 @@ func startTemporal(ctx context.Context, st *state, port int, tuning Tuning, fail
 }
 
 func tryTemporal(ctx context.Context, file *logFile, db *config.SQL, port int, tuning Tuning, fail func(error)) (*temporalServer, error) {
-	ports, err := freePorts(4)
+	ports, err := freePorts(ctx, 4)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func serverConfig(db *config.SQL, ports []int, tuning Tuning) *config.Config {
 // opens makes the connection string of every opened database different. The server's SQLite plugin keeps
 // connections for the life of the process under that string, so without it a stack on a directory that was
 // removed and made again would write to the removed file.
-var opens atomic.Int64
+var opens atomic.Int64 //nolint:gochecknoglobals // counts what the plugin keeps for the life of the process
 
 // openDatabase gives the configuration of the database, after making it with its schema and namespace where it
 // does not exist.
@@ -264,7 +264,7 @@ func dynamicConfig(tuning Tuning) dynamicconfig.StaticClient {
 func (t *temporalServer) ready(ctx context.Context) error {
 	err := t.awaitNamespace(ctx)
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("devstack: temporal is not ready: %w (%v)", context.Cause(ctx), err)
+		return fmt.Errorf("devstack: temporal is not ready: %w (%v)", context.Cause(ctx), err) //nolint:errorlint // the status of the interrupted call is told, but is not the error
 	}
 	return err
 }

@@ -36,8 +36,8 @@ type uiServer struct {
 	url  string
 }
 
-func startUI(st *state, port int, temporalAddress string, fail func(error)) (_ *uiServer, err error) {
-	listener, err := listen("Temporal UI", port)
+func startUI(ctx context.Context, st *state, port int, temporalAddress string, fail func(error)) (_ *uiServer, err error) {
+	listener, err := listen(ctx, "Temporal UI", port)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,9 @@ func uiHandler(u *uiServer, port int, temporalAddress string) (http.Handler, err
 		api.TemporalAPIHandler(provider, forward, u.conn))
 
 	route.SetAuthRoutes(e, provider)
-	route.SetUIRoutes(e, "", assets, provider)
+	if err := route.SetUIRoutes(e, "", assets, provider); err != nil {
+		return nil, fmt.Errorf("devstack: ui: %w", err)
+	}
 	route.SetRenderRoute(e, "/")
 	return e, nil
 }

@@ -115,7 +115,11 @@ func (a *app) demoIn(outer context.Context, cfg config.Config, dir string, f dem
 		return err
 	}
 	defer closing(ctx, &err, sys.Close)
-	started, err := a.started(stack.Endpoints().UIURL, f.weeks)
+	weeks := f.weeks
+	if live, ok := sys.(interface{ liveWeeks(most int) int }); ok {
+		weeks = live.liveWeeks(f.weeks)
+	}
+	started, err := a.started(stack.Endpoints().UIURL, weeks)
 	if err != nil {
 		return err
 	}

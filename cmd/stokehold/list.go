@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -332,11 +333,17 @@ func (a *app) versions(cmd *cobra.Command, sys system, model, out string) error 
 	return g.write(a.env)
 }
 
+// mostMetrics is how many a line of a table shows; JSON has all.
+const mostMetrics = 4
+
 func metrics(m map[string]float64) string {
-	parts := make([]string, 0, len(m))
-	for name, v := range m {
-		parts = append(parts, fmt.Sprintf("%s %.4g", name, v))
+	names := slices.Sorted(maps.Keys(m))
+	var parts []string
+	for _, name := range names[:min(len(names), mostMetrics)] {
+		parts = append(parts, name+" "+report.Number(m[name]))
 	}
-	slices.Sort(parts)
+	if more := len(names) - len(parts); more > 0 {
+		parts = append(parts, fmt.Sprintf("… %d more", more))
+	}
 	return strings.Join(parts, "  ")
 }

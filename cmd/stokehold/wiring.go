@@ -52,7 +52,7 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
 			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
 		},
-		StateDir: cfg.StateDir, Policies: cfg.Policies,
+		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
 	}, append(opts, more...)...)
 }
 
@@ -68,6 +68,15 @@ type hosted struct {
 	*deployment
 	app  *stokehold.App
 	data *flights.Data
+}
+
+// liveWeeks is how many weeks arrive live, at most most if that is not 0.
+func (h *hosted) liveWeeks(most int) int {
+	n := int(h.data.Weeks - flights.FirstLive)
+	if most > 0 {
+		n = min(n, most)
+	}
+	return n
 }
 
 // host serves the models, and runs the example's pipelines against the server.
@@ -122,10 +131,7 @@ func feed(ctx context.Context, sys system, h hosting) (report.Data, error) {
 	if err != nil && !errors.Is(err, workflows.ErrRunExists) {
 		return report.Data{}, err
 	}
-	to := s.data.Weeks
-	if h.Weeks > 0 {
-		to = min(to, flights.FirstLive+uint64(h.Weeks))
-	}
+	to := flights.FirstLive + uint64(s.liveWeeks(h.Weeks))
 	cold := &archive{app: s.app}
 	feeder := flights.Feeder{
 		Bus: s.Bus, Data: s.data, To: to,

@@ -27,7 +27,7 @@ const (
 // Model is the name of the model that the pipelines make versions of.
 const Model = "flights"
 
-// LateMinutes: a flight that arrives more than this late is late.
+// LateMinutes is the delay on arrival beyond which a flight is late.
 const LateMinutes = 15
 
 // Week is the span of one batch.

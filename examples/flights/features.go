@@ -17,26 +17,27 @@ import (
 )
 
 // FeatureNames are the columns of the features dataset, all float32, in order.
-func FeatureNames() []string {
-	return append([]string(nil), featureNames[:]...)
-}
-
+//
 // A lift is the share of late flights among those like this one, as log odds less
 // the overall log odds, shrunk towards none. All are of earlier weeks, each
 // counting memoryPerWeek times as much as the one after it. The overall share
 // itself is no feature: it is one number a week, so six weeks are only six
 // examples of what it means, and a model that learns from so few extrapolates
 // wildly.
-var featureNames = [...]string{
-	"hour_sin", "hour_cos", "night", // night: 0 to 5 o'clock, when few flights are scheduled
-	"thursday", "friday", "saturday", "sunday",
-	"log_distance", "distance", // of miles; thousands of miles
-	"lift_hour", "lift_weekday",
-	"lift_origin", "lift_destination", "lift_route",
-	"lift_origin_last", "lift_destination_last", // last week alone
-	"lift_origin_hour", "lift_destination_hour",
-	"traffic_origin", // log of flights this week from the origin
+func FeatureNames() []string {
+	return []string{
+		"hour_sin", "hour_cos", "night", // night: 0 to 5 o'clock, when few flights are scheduled
+		"thursday", "friday", "saturday", "sunday",
+		"log_distance", "distance", // of miles; thousands of miles
+		"lift_hour", "lift_weekday",
+		"lift_origin", "lift_destination", "lift_route",
+		"lift_origin_last", "lift_destination_last", // last week alone
+		"lift_origin_hour", "lift_destination_hour",
+		"traffic_origin", // log of flights this week from the origin
+	}
 }
+
+const featureCount = 19
 
 const (
 	memoryPerWeek = 0.8
@@ -64,11 +65,12 @@ type MakeFeatures struct {
 func (MakeFeatures) Schema() *arrow.Schema { return featureSchema() }
 
 func featureSchema() *arrow.Schema {
-	fields := make([]arrow.Field, len(featureNames))
-	for i, n := range featureNames {
+	names := FeatureNames()
+	fields := make([]arrow.Field, len(names))
+	for i, n := range names {
 		fields[i] = arrow.Field{Name: n, Type: arrow.PrimitiveTypes.Float32}
 	}
-	md := arrow.MetadataFrom(map[string]string{"features": strings.Join(featureNames[:], ",")})
+	md := arrow.MetadataFrom(map[string]string{"features": strings.Join(names, ",")})
 	return arrow.NewSchema(fields, &md)
 }
 
@@ -281,7 +283,7 @@ func (h *history) features(flights []flight) arrow.RecordBatch {
 	for _, f := range flights {
 		traffic[f.origin]++
 	}
-	columns := make([][]float32, len(featureNames))
+	columns := make([][]float32, featureCount)
 	for c := range columns {
 		columns[c] = make([]float32, len(flights))
 	}
@@ -289,7 +291,7 @@ func (h *history) features(flights []flight) arrow.RecordBatch {
 		angle := 2 * math.Pi * float64(f.hour) / hours
 		origin := h.origin[f.origin].share(rate, shrinkRows)
 		destination := h.destination[f.destination].share(rate, shrinkRows)
-		row := [len(featureNames)]float32{
+		row := [featureCount]float32{
 			float32(math.Sin(angle)), float32(math.Cos(angle)), flag(f.hour < 5),
 			flag(f.weekday == 4), flag(f.weekday == 5), flag(f.weekday == 6), flag(f.weekday == 0),
 			float32(math.Log1p(float64(f.miles))), f.miles / 1000,

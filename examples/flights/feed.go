@@ -48,7 +48,7 @@ type Feeder struct {
 	Log    *slog.Logger
 }
 
-// ErrFirstModel: there is no model to go live with.
+// ErrFirstModel means: there is no model to go live with.
 var ErrFirstModel = errors.New("flights: no first model")
 
 // Run feeds all live weeks and returns their outcomes. It waits for the first
@@ -165,16 +165,18 @@ func newWorld(log *slog.Logger) *world {
 	}
 }
 
-var worldTypes = []string{
-	TypeDataArrived, TypeLabelsArrived, TypeScored, TypeWeekClosed,
-	events.TypeTriggerFired, events.TypeTriggerSuppressed, events.TypeRunStarted, events.TypeRunCompleted, events.TypeRunFailed,
-	events.TypeModelPromoted, events.TypeModelRefused,
+func worldTypes() []string {
+	return []string{
+		TypeDataArrived, TypeLabelsArrived, TypeScored, TypeWeekClosed,
+		events.TypeTriggerFired, events.TypeTriggerSuppressed, events.TypeRunStarted, events.TypeRunCompleted, events.TypeRunFailed,
+		events.TypeModelPromoted, events.TypeModelRefused,
+	}
 }
 
 // follow reads the stream as it is, then what comes.
 func (w *world) follow(ctx context.Context, bus Bus) (stop func(), err error) {
 	next := uint64(1)
-	for d, err := range bus.Replay(ctx, events.Subscription{Types: worldTypes}) {
+	for d, err := range bus.Replay(ctx, events.Subscription{Types: worldTypes()}) {
 		if err != nil {
 			var refused *events.DeniedError
 			if errors.As(err, &refused) || errors.Is(err, events.ErrInvalid) {
@@ -186,7 +188,7 @@ func (w *world) follow(ctx context.Context, bus Bus) (stop func(), err error) {
 		w.learn(d.Event)
 		next = d.Sequence + 1
 	}
-	c, err := bus.Subscribe(ctx, events.Subscription{Types: worldTypes, Start: next}, func(_ context.Context, d events.Delivery) error {
+	c, err := bus.Subscribe(ctx, events.Subscription{Types: worldTypes(), Start: next}, func(_ context.Context, d events.Delivery) error {
 		w.learn(d.Event)
 		return nil
 	})

@@ -48,6 +48,7 @@ func publish(t *testing.T, bus *events.Bus, typ, id string, data any) {
 }
 
 func champion(t *testing.T, bus *events.Bus) {
+	t.Helper()
 	publish(t, bus, events.TypeRunStarted, "s0", events.RunStarted{Pipeline: flights.TrainPipeline, Run: "r0"})
 	publish(t, bus, events.TypeModelPromoted, "p0", events.ModelPromoted{Model: flights.Model, Version: "v0", Alias: models.Champion, Run: "r0"})
 	publish(t, bus, events.TypeRunCompleted, "c0", events.RunCompleted{Pipeline: flights.TrainPipeline, Run: "r0"})

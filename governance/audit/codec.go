@@ -12,7 +12,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 )
 
-// ErrCorrupt: a message of the decision stream can't be decoded.
+// ErrCorrupt means that a message of the decision stream can't be decoded.
 var ErrCorrupt = errors.New("corrupt decision record")
 
 // A message is the magic and any number of blocks. A block is what one Append

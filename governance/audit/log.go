@@ -78,7 +78,7 @@ type JetStreamLog struct {
 }
 
 // actions are the subjects' last tokens, by queue.
-var actions = [...]events.Action{events.Allow, events.Warn, events.Deny, events.Quarantine, events.Redact, events.Route, events.RequireApproval}
+var actions = [...]events.Action{events.Allow, events.Warn, events.Deny, events.Quarantine, events.Redact, events.Route, events.RequireApproval} //nolint:gochecknoglobals // a constant table
 
 func queueOf(a events.Action) (int, bool) {
 	for i, b := range actions {

@@ -15,7 +15,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 )
 
-// ErrGap: messages of the stream are missing between two that were read.
+// ErrGap means that messages of the stream are missing between two that were read.
 var ErrGap = errors.New("gap in the decision stream")
 
 const (

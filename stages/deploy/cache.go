@@ -107,7 +107,7 @@ func (c *cache) championOf(ctx context.Context, model string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c.follow(model)
+	c.follow(model) //nolint:contextcheck // the watch outlives the request that began it
 	return v.ID, nil
 }
 

@@ -119,7 +119,7 @@ func (c *Client) post(ctx context.Context, to string, body []byte, rows int) ([]
 	if err != nil {
 		return nil, "", fmt.Errorf("deploy: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // it was read to its end
 	const largest = 64 << 20
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, largest))
 	if err != nil {

@@ -46,8 +46,7 @@ func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 		return err
 	}
 	if d.champion.ID == d.challenger.ID {
-		// Also where a retry lands after the alias was moved.
-		return d.finish(Kept, "the version is the champion")
+		return d.complete(ctx)
 	}
 	if err := d.registry.Promote(ctx, d.promotion(models.Challenger, d.previousChallenger, "asks for promotion")); err != nil {
 		return err
@@ -132,6 +131,24 @@ func (s *Stage) prepare(ctx context.Context, task *stages.Task) (*duel, error) {
 	task.Note("version", d.challenger.ID)
 	task.Note("champion", d.champion.ID)
 	return d, nil
+}
+
+// complete is for a version that is the champion already: made again of the same
+// rows, or promoted by an attempt that was cut off afterwards. Promoting it again
+// finishes what that attempt may have left, such as announcing it.
+func (d *duel) complete(ctx context.Context) error {
+	outcome, reason := Kept, "the version is the champion"
+	if d.challenger.Lineage.Run == d.task.Run {
+		outcome, reason = Promoted, "promoted by an earlier attempt"
+	}
+	if d.challenger.Reason != "" {
+		reason = d.challenger.Reason
+	}
+	// Without a reason of its own the registry keeps that of the attempt cut off.
+	if err := d.registry.Promote(ctx, d.promotion(models.Champion, d.champion.ID, d.challenger.Reason)); err != nil {
+		return err
+	}
+	return d.finish(outcome, reason)
 }
 
 func (d *duel) promotion(alias, previous, reason string) models.Promotion {

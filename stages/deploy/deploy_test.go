@@ -57,10 +57,10 @@ func holdout(t *testing.T, lake *stagetest.Lake, label func(i int) bool) {
 type bench struct {
 	lake     *stagetest.Lake
 	registry *stagetest.Registry
-	asked    []events.PromotionRequested
 }
 
 func newBench(t *testing.T) *bench {
+	t.Helper()
 	b := &bench{lake: stagetest.NewLake(), registry: stagetest.NewRegistry()}
 	holdout(t, b.lake, func(i int) bool { return i >= 50 })
 	return b

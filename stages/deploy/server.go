@@ -120,11 +120,13 @@ func (s *Server) Start() error {
 	if s.listener != nil {
 		return errors.New("deploy: server was started before")
 	}
-	l, err := net.Listen("tcp", s.cfg.Address)
+	ctx, stop := context.WithCancel(context.Background())
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", s.cfg.Address)
 	if err != nil {
+		stop()
 		return fmt.Errorf("deploy: listen on %s: %w: choose another port, or 0 for any", s.cfg.Address, err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	s.listener, s.stop = l, stop
 	s.cache.start(ctx)
 	go func() {

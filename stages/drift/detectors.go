@@ -81,6 +81,7 @@ type DDMState struct {
 // Level is what a detector says of the stream so far.
 type Level int
 
+// Levels, by rising concern.
 const (
 	Stable Level = iota
 	Warning

@@ -139,7 +139,7 @@ func TestPageHinkleyStateSurvivesJSON(t *testing.T) {
 
 func TestDDM(t *testing.T) {
 	d, s := drift.DDM{}, drift.DDMState{}
-	level := drift.Stable
+	var level drift.Level
 	for i := range 1000 { // one error in ten
 		if s, level = d.Next(s, i%10 == 0); level == drift.Drift {
 			t.Fatalf("drift at row %d of a steady stream", i)

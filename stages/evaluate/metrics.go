@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// ErrScores: probabilities and labels that cannot be measured.
+// ErrScores means: probabilities and labels that cannot be measured.
 var ErrScores = errors.New("cannot measure")
 
 // Scores are the measures of one set of predictions.

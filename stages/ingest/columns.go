@@ -164,6 +164,7 @@ func (t *Columns) appendArray(c *column, f arrow.Field, arr arrow.Array) error {
 		default:
 			return t.wrongType(f, arr.DataType().String())
 		}
+	case kindNone: // NewSource has refused it
 	case kindString:
 		value, ok := stringValue(arr)
 		if !ok {
@@ -184,6 +185,7 @@ func micros(v int64, u arrow.TimeUnit) int64 {
 		return v * 1_000
 	case arrow.Nanosecond:
 		return v / 1_000
+	case arrow.Microsecond:
 	}
 	return v
 }

@@ -14,9 +14,11 @@ import (
 )
 
 // timeLayouts are the forms of a timestamp that a CSV file may use.
-var timeLayouts = []string{
-	"2006-01-02 15:04:05.999999", "2006-01-02T15:04:05.999999", time.RFC3339Nano,
-	"2006-01-02 15:04", "2006-01-02T15:04", "2006/01/02 15:04:05", "2006/01/02 15:04", "2006-01-02",
+func timeLayouts() []string {
+	return []string{
+		"2006-01-02 15:04:05.999999", "2006-01-02T15:04:05.999999", time.RFC3339Nano,
+		"2006-01-02 15:04", "2006-01-02T15:04", "2006/01/02 15:04:05", "2006/01/02 15:04", "2006-01-02",
+	}
 }
 
 // readCSV reads a file whose first line names the columns.
@@ -49,7 +51,7 @@ func readCSV(ctx context.Context, r io.Reader, t *Columns) error {
 			}
 		}
 	}
-	layout := 0
+	layouts, layout := timeLayouts(), 0
 	for {
 		if t.rows%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()
@@ -66,7 +68,7 @@ func readCSV(ctx context.Context, r io.Reader, t *Columns) error {
 		}
 		for i := range t.cols {
 			c := &t.cols[i]
-			if err := t.parse(c, rec[at[i]], &layout); err != nil {
+			if err := t.parse(c, rec[at[i]], layouts, &layout); err != nil {
 				return &Error{File: t.file, Column: c.name, Row: t.rows + 1, Err: ErrValue,
 					Detail: fmt.Sprintf("%.40q is not of type %s", rec[at[i]], t.schema.Field(i).Type)}
 			}
@@ -78,12 +80,12 @@ func readCSV(ctx context.Context, r io.Reader, t *Columns) error {
 var errParse = errors.New("unreadable")
 
 // parse appends one value; layout remembers which timestamp form fitted last.
-func (t *Columns) parse(c *column, text string, layout *int) error {
+func (t *Columns) parse(c *column, text string, layouts []string, layout *int) error {
 	switch c.kind {
 	case kindTime:
-		for i := range timeLayouts {
-			k := (*layout + i) % len(timeLayouts)
-			if v, err := time.Parse(timeLayouts[k], text); err == nil {
+		for i := range layouts {
+			k := (*layout + i) % len(layouts)
+			if v, err := time.Parse(layouts[k], text); err == nil {
 				*layout = k
 				c.ints = append(c.ints, v.UnixMicro())
 				return nil
@@ -102,6 +104,7 @@ func (t *Columns) parse(c *column, text string, layout *int) error {
 			return errParse
 		}
 		c.floats = append(c.floats, v)
+	case kindNone: // NewSource has refused it
 	case kindString:
 		if text == "" || !utf8.ValidString(text) {
 			return errParse

@@ -17,13 +17,13 @@ import (
 // Sentinels for the decisions a caller makes. All are wrapped in *Error and
 // marked permanent by Stage.
 var (
-	// ErrSchema: a column is missing or of a type that cannot become the wanted one.
+	// ErrSchema means: a column is missing or of a type that cannot become the wanted one.
 	ErrSchema = errors.New("wrong schema")
-	// ErrFormat: not a Parquet or CSV file, or cut off.
+	// ErrFormat means: not a Parquet or CSV file, or cut off.
 	ErrFormat = errors.New("not a readable Parquet or CSV file")
-	// ErrValue: a value is missing, unreadable or outside the range of keys.
+	// ErrValue means: a value is missing, unreadable or outside the range of keys.
 	ErrValue = errors.New("bad value")
-	// ErrLimit: the file is larger than the source's limits.
+	// ErrLimit means: the file is larger than the source's limits.
 	ErrLimit = errors.New("file too large")
 )
 

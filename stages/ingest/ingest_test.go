@@ -119,6 +119,7 @@ func parquetFile(t *testing.T, schema *arrow.Schema, fill func(*array.RecordBuil
 }
 
 func narrow(t *testing.T) []byte {
+	t.Helper()
 	schema := arrow.NewSchema([]arrow.Field{
 		{Name: "n", Type: arrow.PrimitiveTypes.Int16},
 		{Name: "at", Type: &arrow.TimestampType{Unit: arrow.Millisecond}},

@@ -199,7 +199,7 @@ func (s *Source) read(ctx context.Context, size int64) (*split, error) {
 		if err != nil {
 			return nil, &Error{File: s.cfg.Path, Err: fmt.Errorf("%w: %w", ErrFormat, err), Detail: "check the path and its permissions"}
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // it was only read
 		content = f
 	}
 	sum := sha256.New()

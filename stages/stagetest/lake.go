@@ -25,7 +25,7 @@ import (
 	"github.com/stokehold/stokehold/tiers"
 )
 
-// ErrMissing: a stage asked for a batch that no stage has written. A real
+// ErrMissing means: a stage asked for a batch that no stage has written. A real
 // runtime would wait for it.
 var ErrMissing = errors.New("stagetest: no such batch")
 

@@ -89,7 +89,7 @@ func (e *Examples) Positives() int {
 // DefaultMaxRows bounds the rows that ReadExamples takes into memory.
 const DefaultMaxRows = 20_000_000
 
-// ErrMismatch: features and labels do not fit together.
+// ErrMismatch means: features and labels do not fit together.
 var ErrMismatch = errors.New("features and labels do not fit together")
 
 // ReadExamples reads batches from..to-1 of the inputs features (float32 columns)

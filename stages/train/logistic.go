@@ -25,7 +25,7 @@ type Logistic struct {
 	Tolerance float64
 }
 
-// ErrFit: the data cannot be fitted.
+// ErrFit means: the data cannot be fitted.
 var ErrFit = errors.New("cannot fit")
 
 // Fit fits e. It fails with ErrFit when a value is not finite or when all labels
@@ -112,7 +112,7 @@ func (l Logistic) newton(ctx context.Context, z []float64, y []bool, w []float64
 		if err := chol.SolveVecTo(&step, mat.NewVecDense(p, at.gradient)); err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrFit, err)
 		}
-		moved := 0.0
+		var moved float64
 		for scale := 1.0; ; scale /= 2 {
 			if err := ctx.Err(); err != nil {
 				return 0, err

@@ -23,13 +23,13 @@ type Predictor interface {
 }
 
 var (
-	// ErrShape: not a whole number of rows of the model's features.
+	// ErrShape means: not a whole number of rows of the model's features.
 	ErrShape = errors.New("wrong shape")
-	// ErrInput: a value is NaN or infinite.
+	// ErrInput means: a value is NaN or infinite.
 	ErrInput = errors.New("value is not finite")
-	// ErrKind: no loader for a model of this kind.
+	// ErrKind means: no loader for a model of this kind.
 	ErrKind = errors.New("unknown kind of model")
-	// ErrArtifact: the bytes are not a model of their kind.
+	// ErrArtifact means: the bytes are not a model of their kind.
 	ErrArtifact = errors.New("not a model of this kind")
 )
 

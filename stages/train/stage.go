@@ -101,6 +101,9 @@ func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 		}
 		draft.Metadata[HoldoutKey] = fmt.Sprintf("%d-%d", from, to)
 	}
+	if draft.Lineage.Parent, err = s.parent(ctx, task); err != nil {
+		return err
+	}
 	version, err := s.save(ctx, task, draft, artifact)
 	if err != nil {
 		return err
@@ -111,6 +114,23 @@ func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 	task.Note("version", version.ID)
 	task.Progress(2, 2, "version "+version.Short())
 	return nil
+}
+
+// parent is the version that the new one is to replace: the champion, if there is
+// one yet.
+func (s *Stage) parent(ctx context.Context, task *stages.Task) (string, error) {
+	registry := s.Registry
+	if registry == nil {
+		if task.Models() == nil {
+			return "", nil // saving the model says what is wrong
+		}
+		registry = task.Models()
+	}
+	champion, err := registry.Alias(ctx, s.Model, models.Champion)
+	if err != nil && !errors.Is(err, models.ErrNotFound) {
+		return "", err
+	}
+	return champion.ID, nil
 }
 
 func (s *Stage) save(ctx context.Context, task *stages.Task, draft models.Version, artifact []byte) (models.Version, error) {

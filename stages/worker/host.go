@@ -239,17 +239,26 @@ type Host struct {
 	jobs    uint32
 }
 
+// startAttempts is how often Start tries where the child ends at once: somebody
+// may have killed it.
+const startAttempts = 3
+
 // Start starts the child and waits until it is ready. The error is a *DiedError
-// if it started but ended at once, or was not ready in time.
+// if it started but ended at once, again and again, or was not ready in time.
 func Start(ctx context.Context, cfg Config) (*Host, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
 	h := &Host{cfg: cfg, busy: make(chan struct{}, 1)}
-	if _, err := h.ready(ctx); err != nil {
-		return nil, err
+	for attempt := 1; ; attempt++ {
+		_, err := h.ready(ctx)
+		if err == nil {
+			return h, nil
+		}
+		if attempt == startAttempts || !errors.Is(err, errEnded) {
+			return nil, err
+		}
 	}
-	return h, nil
 }
 
 // PID is the child's process id, 0 if there is none now.

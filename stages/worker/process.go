@@ -113,6 +113,8 @@ func environment(cfg *Config) []string {
 	return append(env, childEnv+"=1")
 }
 
+var errEnded = errors.New("it ended before it was ready")
+
 func (p *process) handshake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.StartTimeout, fmt.Errorf("not ready after %v", p.cfg.StartTimeout))
 	defer cancel()
@@ -126,7 +128,7 @@ func (p *process) handshake(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, io.EOF):
-		return errors.New("it ended before it was ready")
+		return errEnded
 	case err != nil:
 		return err
 	case pkt.kind != kindReady:

@@ -78,6 +78,7 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 // Store implements tiers.ObjectStore and tiers.Syncer. Safe for concurrent use.
 type Store struct {
 	client   *minio.Client
+	idle     func() // closes connections without a request
 	endpoint string
 	bucket   string
 	syncs    bool
@@ -96,14 +97,18 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3: open: %w", err)
 	}
+	transport, err := minio.DefaultTransport(secure)
+	if err != nil {
+		return nil, fmt.Errorf("s3: open: %w: %w", ErrConfig, err)
+	}
 	client, err := minio.New(host, &minio.Options{
-		Creds:  credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, cfg.SessionToken),
+		Transport: transport, Creds: credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, cfg.SessionToken),
 		Secure: secure, Region: cfg.Region, MaxRetries: maxRetries,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("s3: open: %w: %w", ErrConfig, err)
 	}
-	s := &Store{client: client, endpoint: cfg.Endpoint, bucket: cfg.Bucket, syncs: cfg.Syncs, most: cfg.MaxObjectBytes}
+	s := &Store{client: client, idle: transport.CloseIdleConnections, endpoint: cfg.Endpoint, bucket: cfg.Bucket, syncs: cfg.Syncs, most: cfg.MaxObjectBytes}
 	ok, err := client.BucketExists(ctx, s.bucket)
 	if err != nil {
 		return nil, s.fail("open", "", err)
@@ -120,6 +125,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	return s, nil
 }
+
+// Close closes connections that wait for further requests, which a server that
+// stops would wait for. The store may still be used. Repeatable.
+func (s *Store) Close() { s.idle() }
 
 // checked returns the configuration with its defaults filled in.
 func (c Config) checked() (cfg Config, host string, secure bool, err error) {

@@ -41,6 +41,9 @@ type Config struct {
 	S3       S3       `koanf:"s3" json:"s3"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
+	// StampKey signs and verifies the stamps of judged events; every process of a
+	// deployment has the same. Empty: the one in StateDir.
+	StampKey Secret `koanf:"stamp_key" json:"stamp_key,omitempty"`
 
 	sources map[string]string
 }
@@ -80,7 +83,7 @@ func defaults() map[string]any {
 		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
 		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
 		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
-		"state": DefaultStateDir, "policies": []string{},
+		"state": DefaultStateDir, "policies": []string{}, "stamp_key": "",
 	}
 }
 

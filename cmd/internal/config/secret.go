@@ -55,8 +55,11 @@ func (e Endpoint) String() string {
 // Format covers every verb, see Secret.
 func (e Endpoint) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(e.String())) }
 
+// MarshalText gives what String does.
 func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
-func (e Endpoint) LogValue() slog.Value         { return slog.StringValue(e.String()) }
+
+// LogValue gives what String does.
+func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 var errEndpoint = errors.New("want a URL or host:port")
 

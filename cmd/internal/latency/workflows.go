@@ -18,7 +18,7 @@ const (
 
 // handled tells the measuring round that its signal was handled. Workflow code may not normally reach outside;
 // here worker and round share a process and nothing is ever replayed from another.
-var handled = make(chan int, 1024)
+var handled = make(chan int, 1024) //nolint:gochecknoglobals // workflow functions have no receiver to hold it
 
 func register(w worker.Worker) {
 	for _, wf := range []any{emptyWorkflow, oneActivity, threeActivities, threeRemote, threeLocal, longWorkflow} {

@@ -9,7 +9,6 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
-	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/drift"
 )
 
@@ -102,7 +101,7 @@ func (f Fold) learn(d events.Delivery) Fold {
 			f = f.episode(byRun(e.Run), func(x *episode) { x.challenger, x.asked = e.Challenger, versus(e.Metrics) })
 		}
 	case events.TypeModelPromoted:
-		if e, ok := decode[events.ModelPromoted](d); ok && e.Alias == models.Champion {
+		if e, ok := decode[events.ModelPromoted](d); ok {
 			f = f.episode(byRun(e.Run), func(x *episode) { x.promoted, x.challenger = true, e.Version })
 		}
 	case events.TypeModelRefused:

@@ -222,6 +222,14 @@ func Count(n int64) string {
 	return s
 }
 
+// Number shows a measurement: whole numbers in full, others with four digits.
+func Number(v float64) string {
+	if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+		return Count(int64(v))
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
+}
+
 // Bytes shows n in binary units.
 func Bytes(n int64) string {
 	if n < 1<<10 {

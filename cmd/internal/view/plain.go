@@ -6,7 +6,6 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
-	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/drift"
 )
 
@@ -64,9 +63,6 @@ func eventLine(s State, d Event) string {
 		}
 	case events.TypeModelPromoted:
 		if e, ok := decode[events.ModelPromoted](d.Delivery); ok {
-			if e.Alias != models.Champion {
-				return "" // being a challenger is no promotion
-			}
 			return fmt.Sprintf("promoted %s %s to %s", e.Model, report.Short(e.Version), e.Alias)
 		}
 	case events.TypeModelRefused:

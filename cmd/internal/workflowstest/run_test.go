@@ -3,9 +3,11 @@ package workflowstest_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
+	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/workflowstest"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/stages"
@@ -44,7 +46,7 @@ func twoStages(t *testing.T) *workflows.Definition {
 func startWorker(t *testing.T, env *workflowstest.Env, x workflows.Executor, ds ...*workflows.Definition) *workflows.Worker {
 	t.Helper()
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
-		Client: env.Client, Bus: env.Bus, Types: env.Types, Pipelines: ds, Executor: x, Aliases: workflowstest.NoAliases{},
+		Client: env.Client, Bus: env.Bus, Types: env.Types, Pipelines: ds, Executor: x, Aliases: workflowstest.NoAliases{}, Migrator: workflowstest.NoMoves{},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -62,6 +64,13 @@ func stop(t *testing.T, w *workflows.Worker) {
 	defer cancel()
 	if err := w.Stop(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// The stack registers what runs set.
+func TestSearchAttributesAgree(t *testing.T) {
+	if have, want := devstack.SearchAttributes(), workflows.SearchAttributes(); !maps.Equal(have, want) {
+		t.Errorf("the stack registers %v, runs need %v", have, want)
 	}
 }
 

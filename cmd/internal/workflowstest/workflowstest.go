@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -27,7 +25,6 @@ type Env struct {
 	Bus    *events.Bus
 	Client client.Client
 	Types  *events.Registry
-	Log    *slog.Logger // nil: the SDK's messages are discarded
 
 	conn *nats.Conn
 }
@@ -40,9 +37,6 @@ func Open(ctx context.Context, dir string, extra ...events.Type) (*Env, error) {
 		return nil, err
 	}
 	e := &Env{Stack: stack}
-	if os.Getenv("STOKEHOLD_TEST_LOG") != "" {
-		e.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
 	if err := e.connect(ctx, extra); err != nil {
 		return nil, errors.Join(err, e.Close(ctx))
 	}
@@ -61,7 +55,7 @@ func (e *Env) connect(ctx context.Context, extra []events.Type) error {
 	if e.Bus, err = events.Open(ctx, events.Config{Conn: e.conn, Types: e.Types, Judge: events.AllowAll()}); err != nil {
 		return err
 	}
-	e.Client, err = workflows.Dial(ctx, workflows.DialConfig{Address: e.Stack.Endpoints().TemporalAddress, Namespace: devstack.Namespace, Logger: e.Log})
+	e.Client, err = workflows.Dial(ctx, workflows.DialConfig{Address: e.Stack.Endpoints().TemporalAddress, Namespace: devstack.Namespace})
 	return err
 }
 
@@ -87,6 +81,12 @@ type NoAliases struct{}
 func (NoAliases) Alias(context.Context, string, string) (models.Version, error) {
 	return models.Version{}, models.ErrNotFound
 }
+
+// NoMoves is a migrator for which every batch is in its place.
+type NoMoves struct{}
+
+// MigrateBatch does nothing.
+func (NoMoves) MigrateBatch(context.Context, string, uint64) error { return nil }
 
 // Light executes stages as functions of their assignment alone: no data plane.
 // Safe for concurrent use.
