@@ -80,7 +80,7 @@ type Task struct {
 	driver    Driver
 }
 
-// Start, as the from of Driver.Batches, is where the input begins for this run:
+// Start is, as the from of Driver.Batches, where the input begins for this run:
 // at the first batch that the stage which it comes from appended, where
 // Binding.Bounded says that this stage is one of this run's.
 const Start = ^uint64(0)
