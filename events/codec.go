@@ -291,7 +291,7 @@ type decoded struct {
 // decodeEvent reads a message in binary mode. The event shares data.
 func decodeEvent(h nats.Header, data []byte) (Event, error) {
 	var d decoder
-	return d.decode(h, data)
+	return d.decode(h, data, &decoded{})
 }
 
 // decoder reads messages of which many in a row have the same source, and
@@ -301,8 +301,8 @@ type decoder struct {
 	parsed url.URL
 }
 
-func (dec *decoder) decode(h nats.Header, data []byte) (Event, error) {
-	d := &decoded{}
+// decode fills d, which is empty and to which the event points.
+func (dec *decoder) decode(h nats.Header, data []byte, d *decoded) (Event, error) {
 	ec := &d.ec
 	size := 0
 	version, source := "", ""

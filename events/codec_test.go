@@ -250,7 +250,7 @@ func TestAllocations(t *testing.T) {
 		most float64
 		f    func()
 	}{
-		"decode":   {3, func() { _, _ = dec.decode(msg.Header, msg.Data) }},
+		"decode":   {3, func() { _, _ = dec.decode(msg.Header, msg.Data, &decoded{}) }},
 		"encode":   {10, func() { _, _ = encodeEvent(&ev, "s") }},
 		"data":     {0, func() { _ = checkJSON(ev.DataEncoded, sh) }},
 		"position": {0, func() { _, _ = parsePosition("$JS.ACK.S.C.1.22.333.4444.5") }},
@@ -289,7 +289,7 @@ func BenchmarkCodec(b *testing.B) {
 		var dec decoder
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := dec.decode(msg.Header, msg.Data); err != nil {
+			if _, err := dec.decode(msg.Header, msg.Data, &decoded{}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -181,18 +181,18 @@ func (b *Bus) subscribe(ctx context.Context, s Subscription, handle func(*Consum
 }
 
 // eventDecoder returns what reads events off the event stream, for one goroutine.
-func (b *Bus) eventDecoder() func(jetstream.Msg) (Event, error) {
+func (b *Bus) eventDecoder() func(jetstream.Msg, *decoded) (Event, error) {
 	var d decoder
-	return func(m jetstream.Msg) (Event, error) { return b.decode(&d, m) }
+	return func(m jetstream.Msg, into *decoded) (Event, error) { return b.decode(&d, m, into) }
 }
 
 // decode holds an event to what Publish holds it to: anyone who may write to the
 // subjects can put anything there.
-func (b *Bus) decode(dec *decoder, m jetstream.Msg) (Event, error) {
+func (b *Bus) decode(dec *decoder, m jetstream.Msg, into *decoded) (Event, error) {
 	if len(m.Data()) > MaxDataBytes {
 		return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
 	}
-	ev, err := dec.decode(m.Headers(), m.Data())
+	ev, err := dec.decode(m.Headers(), m.Data(), into)
 	if err != nil {
 		return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

@@ -311,7 +311,7 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 // A message's context is a child of ctx and ends when the message is
 // acknowledged or refused, or the subscription ends.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	out := make(chan *message.Message)
+	out := make(chan *message.Message, handoutRoom)
 	_, err := s.consume(ctx, topic, func(c *Consumer) {
 		newHandout(c, out, s.cfg.CloseWait).run()
 	})
@@ -387,13 +387,13 @@ func (s *Subscriber) Close() error {
 
 // topicDecoder returns what reads messages off the topic stream, for one
 // goroutine.
-func (b *Bus) topicDecoder() func(jetstream.Msg) (Event, error) {
+func (b *Bus) topicDecoder() func(jetstream.Msg, *decoded) (Event, error) {
 	var d decoder
-	return func(m jetstream.Msg) (Event, error) {
+	return func(m jetstream.Msg, into *decoded) (Event, error) {
 		if len(m.Data()) > MaxDataBytes {
 			return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
 		}
-		ev, err := d.decode(m.Headers(), m.Data())
+		ev, err := d.decode(m.Headers(), m.Data(), into)
 		if err != nil {
 			return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
