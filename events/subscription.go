@@ -24,7 +24,7 @@ type Subscription struct {
 	RetryDelay time.Duration // base of the backoff after a failed handler; default 1 s
 	MaxBatch   int           // for SubscribeBatch; default 100
 	MaxWait    time.Duration // how long a batch waits for its first-come events to be joined by others; default 0
-	MaxPending int           // unacknowledged events at once; default 1,000
+	MaxPending int           // unacknowledged events at once; default 4,096
 }
 
 // FromNow starts an ephemeral subscription after the newest event.
@@ -71,7 +71,7 @@ func (s Subscription) withDefaults(types *Registry) (Subscription, error) {
 		s.MaxBatch = 100
 	}
 	if s.MaxPending == 0 {
-		s.MaxPending = 1000
+		s.MaxPending = defaultMaxPending
 	}
 	if s.MaxDeliver < 0 || s.MaxDeliver > 1000 || s.RetryDelay < 0 || s.MaxBatch < 1 || s.MaxWait < 0 || s.MaxPending < 1 {
 		faults = append(faults, fmt.Errorf("%w: MaxDeliver must be 1 to 1000, MaxBatch and MaxPending at least 1, times not negative", ErrConfig))

@@ -233,7 +233,7 @@ type SubscriberConfig struct {
 	MaxDeliver int           // then dead-lettered; 0: delivered until acknowledged
 	AckWait    time.Duration // default 30 s, extended until the message is acknowledged or refused
 	NackDelay  time.Duration // base of the backoff after a Nack; default 100 ms
-	MaxPending int           // unacknowledged messages at once; default 1,000
+	MaxPending int           // unacknowledged messages at once; default 4,096
 	// CloseWait bounds how long Close waits for messages that were handed out;
 	// their contexts are cancelled at its beginning. Default 5 s.
 	CloseWait time.Duration
@@ -250,7 +250,7 @@ func (c SubscriberConfig) withDefaults() (SubscriberConfig, error) {
 		c.NackDelay = 100 * time.Millisecond
 	}
 	if c.MaxPending == 0 {
-		c.MaxPending = 1000
+		c.MaxPending = defaultMaxPending
 	}
 	if c.Ordered {
 		c.MaxPending = 1
