@@ -15,14 +15,14 @@ import (
 const (
 	// maxWaiting bounds the messages of one consumer that wait in this process
 	// for the judge.
-	maxWaiting = 2048
+	maxWaiting = 1024
 	// defaultMaxPending is enough to keep the server, the Judge's log and the
 	// handler at work at the same time, also where each has to wait for a
 	// processor.
 	defaultMaxPending = 4096
-	// judgesAtOnce bounds the calls of the Judge of one consumer that wait for
-	// their decisions to be durable. One message at a time makes a call each while
-	// there is room; when there is none, messages gather for the next.
+	// judgesAtOnce bounds the calls of the Judge, of one consumer or one Publish,
+	// that wait for their decisions to be durable. Messages that come one at a time
+	// make a call each while there is room; then they gather for the next.
 	judgesAtOnce = 3
 	// judgeRetryMax bounds the pause between tries to reach a Judge that decides
 	// nothing.

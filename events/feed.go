@@ -16,7 +16,7 @@ import (
 // How a feed pulls. Short expiry and heartbeat notice a lost consumer in about
 // five seconds; an idle pull costs one message each time it expires.
 const (
-	pullMessages  = 2000
+	pullMessages  = 1000
 	pullExpiry    = 10 * time.Second
 	pullHeartbeat = 2500 * time.Millisecond
 	idleCheck     = 2 * time.Second

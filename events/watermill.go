@@ -64,6 +64,7 @@ type Publisher struct {
 type topicNames struct {
 	subject string // NATS
 	source  event.EventContextV1
+	text    string // of the source attribute
 }
 
 // NewPublisher returns a publisher on the bus, which must outlive it.
@@ -134,7 +135,8 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 		}
 		o.ev.Context = &w.ec
 		o.ev.DataEncoded = m.Payload
-		o.err = checkEnvelope(&o.ev)
+		o.source = names.text
+		o.err = checkEnvelope(&o.ev, &w.ec, names.text)
 	}
 	return p.b.publish(messages[0].Context(), out)
 }
@@ -160,6 +162,7 @@ func (p *Publisher) topic(topic string) (*topicNames, error) {
 		return nil, &Error{Op: "publish", Err: fmt.Errorf("%w: topic %q: %w", ErrInvalid, topic, err)}
 	}
 	n.source.Source.URL = *u
+	n.text = n.source.Source.String()
 	p.topics.Store(topic, n)
 	return n, nil
 }
