@@ -23,7 +23,7 @@ const (
 	// judgesAtOnce bounds the calls of the Judge, of one consumer or one Publish,
 	// that wait for their decisions to be durable. Messages that come one at a time
 	// make a call each while there is room; then they gather for the next.
-	judgesAtOnce = 3
+	judgesAtOnce = 4
 	// judgeRetryMax bounds the pause between tries to reach a Judge that decides
 	// nothing.
 	judgeRetryMax = 5 * time.Second

@@ -22,7 +22,7 @@ const (
 	// costs a durable write, so few calls are good; the next chunk is judged
 	// while the one before is on its way to the stream, so several are better
 	// than one.
-	judgeChunk = 256
+	judgeChunk = 512
 	// maxApproved bounds the approvals that wait for their publication. The
 	// oldest is forgotten first: its event is then judged once more.
 	maxApproved = 16 << 10
