@@ -40,6 +40,8 @@ const (
 	maxEncodedBytes   = 60 << 10 // attributes percent-encoded
 	maxExtensions     = 64
 	maxNameBytes      = 64
+	// maxKeyBytes is what a header takes beside its value and an extension's name.
+	maxKeyBytes = len(hdrSpecVersion + ": \r\n")
 )
 
 // contextOf returns the CloudEvents 1.0 context of ev.
@@ -100,7 +102,8 @@ func normalizeContext(ev *Event, ec *event.EventContextV1, source string) error 
 			faults = append(faults, errors.New("subject: empty"))
 		}
 		text("subject", *ec.Subject)
-		if len(EncodeToken(*ec.Subject)) > maxTokenBytes {
+		// A byte takes at most three.
+		if 3*len(*ec.Subject) > maxTokenBytes && len(EncodeToken(*ec.Subject)) > maxTokenBytes {
 			faults = append(faults, fmt.Errorf("subject: longer than %d bytes as a NATS token", maxTokenBytes))
 		}
 	}
@@ -153,6 +156,9 @@ func checkText(s string) error {
 	if len(s) > maxAttributeBytes {
 		return fmt.Errorf("%d bytes, the limit is %d", len(s), maxAttributeBytes)
 	}
+	if printable(s) {
+		return nil
+	}
 	ascii := true
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c == 0x7F {
@@ -178,6 +184,29 @@ func checkText(s string) error {
 	return nil
 }
 
+// printable reports whether s holds nothing but ASCII from space to tilde, eight
+// bytes at a time: nearly every attribute does.
+func printable(s string) bool {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		// The high bit of a byte is set where it was, where adding one carries into
+		// it (0x7F), and where taking 0x20 away borrows; a borrow that a lower byte
+		// caused only sends a good text to the slower check.
+		if (w|(w+each)|(w-0x20*each))&high != 0 {
+			return false
+		}
+	}
+	for ; i < len(s); i++ {
+		if s[i] < 0x20 || s[i] >= 0x7F {
+			return false
+		}
+	}
+	return true
+}
+
 func checkExtensionName(name string) error {
 	if name == "" || len(name) > maxNameBytes {
 		return fmt.Errorf("attribute name %.80q: must have 1 to %d characters", name, maxNameBytes)
@@ -201,81 +230,123 @@ func messageID(source, id string) string { return source + " " + id }
 
 // envelope is a message and what backs its headers, used again and again: maps
 // and slices anew for each event would be most of what publishing allocates.
+// Its header map stays filled with the keys of the event before, since the next
+// most likely has the same; then only the values are set.
 type envelope struct {
-	msg  nats.Msg
-	vals []string
+	msg   nats.Msg
+	vals  []string // each the one value of a header
+	given optional // of the event that the keys are for
+	names []string // of its extensions
+}
+
+// optional says which of the optional attributes an event has.
+type optional struct {
+	subject, time, schema, content, valid bool
 }
 
 // clear drops what the envelope holds of an event.
 func (e *envelope) clear() {
-	clear(e.msg.Header)
 	clear(e.vals)
 	e.msg = nats.Msg{Header: e.msg.Header}
-	e.vals = e.vals[:0]
 }
 
 // encodeEvent writes a normalized event into a message. The message shares the
 // event's data.
 func encodeEvent(ev *Event, subject string) (*nats.Msg, error) {
 	var e envelope
-	if err := e.encode(ev, subject); err != nil {
+	ec, err := contextOf(ev)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.encode(ec, ec.Source.String(), ev.DataEncoded, subject); err != nil {
 		return nil, err
 	}
 	return &e.msg, nil
 }
 
+// fits reports whether the keys are those of the event.
+func (e *envelope) fits(given optional, extensions map[string]any) bool {
+	if e.given != given || len(e.names) != len(extensions) {
+		return false
+	}
+	for _, name := range e.names {
+		if _, ok := extensions[name]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// fit makes the keys those of the event, in the order in which encode writes the
+// values.
+func (e *envelope) fit(given optional, extensions map[string]any) {
+	keys := make([]string, 0, 9+len(extensions))
+	keys = append(keys, hdrMsgID, hdrSpecVersion, hdrID, hdrSource, hdrType)
+	if given.subject {
+		keys = append(keys, hdrSubject)
+	}
+	if given.time {
+		keys = append(keys, hdrTime)
+	}
+	if given.schema {
+		keys = append(keys, hdrDataSchema)
+	}
+	if given.content {
+		keys = append(keys, hdrContentType)
+	}
+	e.names = slices.Sorted(maps.Keys(extensions))
+	for _, name := range e.names {
+		keys = append(keys, attrPrefix+name)
+	}
+	e.vals = make([]string, len(keys))
+	e.msg.Header = make(nats.Header, len(keys))
+	for i, key := range keys {
+		e.msg.Header[key] = e.vals[i : i+1 : i+1]
+	}
+	e.given = given
+}
+
 // encode writes a normalized event into an empty envelope.
-func (e *envelope) encode(ev *Event, subject string) error {
-	ec, err := contextOf(ev)
-	if err != nil {
-		return err
+func (e *envelope) encode(ec *event.EventContextV1, source string, data []byte, subject string) error {
+	given := optional{ec.Subject != nil, ec.Time != nil, ec.DataSchema != nil, ec.DataContentType != nil, true}
+	if !e.fits(given, ec.Extensions) {
+		e.fit(given, ec.Extensions)
 	}
-	n := 9 + len(ec.Extensions)
-	if e.msg.Header == nil {
-		e.msg.Header = make(nats.Header, n)
+	source, id := escapeAttr(source), escapeAttr(ec.ID)
+	vals := append(e.vals[:0], messageID(source, id), event.CloudEventsVersionV1, id, source, ec.Type)
+	if given.subject {
+		vals = append(vals, escapeAttr(*ec.Subject))
 	}
-	h := e.msg.Header
-	// One array backs all values. When it grows, the headers so far keep the old.
-	vals := slices.Grow(e.vals, n)
+	if given.time {
+		vals = append(vals, ec.Time.UTC().Format(time.RFC3339Nano))
+	}
+	if given.schema {
+		vals = append(vals, escapeAttr(ec.DataSchema.String()))
+	}
+	if given.content {
+		vals = append(vals, escapeAttr(*ec.DataContentType))
+	}
 	size := 0
-	put := func(key, v string) {
-		size += len(key) + len(v) + len(": \r\n")
-		vals = append(vals, v)
-		h[key] = vals[len(vals)-1 : len(vals) : len(vals)]
-	}
-	source, id := escapeAttr(ec.Source.String()), escapeAttr(ec.ID)
-	put(hdrMsgID, messageID(source, id))
-	put(hdrSpecVersion, event.CloudEventsVersionV1)
-	put(hdrID, id)
-	put(hdrSource, source)
-	put(hdrType, ec.Type)
-	if ec.Subject != nil {
-		put(hdrSubject, escapeAttr(*ec.Subject))
-	}
-	if ec.Time != nil {
-		put(hdrTime, ec.Time.UTC().Format(time.RFC3339Nano))
-	}
-	if ec.DataSchema != nil {
-		put(hdrDataSchema, escapeAttr(ec.DataSchema.String()))
-	}
-	if ec.DataContentType != nil {
-		put(hdrContentType, escapeAttr(*ec.DataContentType))
-	}
-	for name, v := range ec.Extensions {
+	for _, name := range e.names {
 		// A Judge may have stamped any CloudEvents type.
+		v := ec.Extensions[name]
 		text, ok := v.(string)
 		if !ok {
+			var err error
 			if text, err = types.Format(v); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		put(attrPrefix+name, escapeAttr(text))
+		vals = append(vals, escapeAttr(text))
+		size += len(name)
+	}
+	for _, v := range vals {
+		size += len(v) + maxKeyBytes
 	}
 	if size > maxEncodedBytes {
 		return fmt.Errorf("headers of %d bytes, the limit is %d", size, maxEncodedBytes)
 	}
-	e.vals = vals
-	e.msg.Subject, e.msg.Data = subject, ev.DataEncoded
+	e.msg.Subject, e.msg.Data = subject, data
 	return nil
 }
 
@@ -291,7 +362,7 @@ type decoded struct {
 // decodeEvent reads a message in binary mode. The event shares data.
 func decodeEvent(h nats.Header, data []byte) (Event, error) {
 	var d decoder
-	return d.decode(h, data)
+	return d.decode(h, data, &decoded{})
 }
 
 // decoder reads messages of which many in a row have the same source, and
@@ -301,8 +372,8 @@ type decoder struct {
 	parsed url.URL
 }
 
-func (dec *decoder) decode(h nats.Header, data []byte) (Event, error) {
-	d := &decoded{}
+// decode fills d, which is empty and to which the event points.
+func (dec *decoder) decode(h nats.Header, data []byte, d *decoded) (Event, error) {
 	ec := &d.ec
 	size := 0
 	version, source := "", ""
@@ -400,7 +471,11 @@ func single(key string, vals []string) (string, error) {
 }
 
 // plainAttr reports whether c stands for itself in a header value.
-func plainAttr(c byte) bool { return c > 0x20 && c < 0x7F && c != '"' && c != '%' }
+func plainAttr(c byte) bool { return plainAttrs[c>>6]>>(c&63)&1 != 0 }
+
+// plainAttrs has the bits of 0x21 to 0x7E without the quotation mark and the
+// percent sign.
+var plainAttrs = [4]uint64{^uint64(1<<33-1) &^ (1<<'"' | 1<<'%'), ^uint64(1 << 63), 0, 0}
 
 func escapeAttr(s string) string {
 	n := 0

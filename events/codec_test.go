@@ -245,13 +245,18 @@ func TestAllocations(t *testing.T) {
 		t.Fatal(err)
 	}
 	var dec decoder
+	var again envelope
+	ec, err := contextOf(&ev)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ack := []byte(`{"stream":"STOKEHOLD_EVENTS", "seq":17}`)
 	for name, c := range map[string]struct {
 		most float64
 		f    func()
 	}{
-		"decode":   {3, func() { _, _ = dec.decode(msg.Header, msg.Data) }},
-		"encode":   {10, func() { _, _ = encodeEvent(&ev, "s") }},
+		"decode":   {1, func() { _, _ = dec.decode(msg.Header, msg.Data, &decoded{}) }},
+		"encode":   {2, func() { _ = again.encode(ec, "stokehold/test", ev.DataEncoded, "s") }},
 		"data":     {0, func() { _ = checkJSON(ev.DataEncoded, sh) }},
 		"position": {0, func() { _, _ = parsePosition("$JS.ACK.S.C.1.22.333.4444.5") }},
 		"puback":   {0, func() { _ = pubAckError(ack) }},
@@ -279,8 +284,14 @@ func BenchmarkCodec(b *testing.B) {
 	}
 	b.Run("encode", func(b *testing.B) {
 		b.ReportAllocs()
+		ec, err := contextOf(&ev)
+		if err != nil {
+			b.Fatal(err)
+		}
+		var e envelope
 		for b.Loop() {
-			if _, err := encodeEvent(&ev, "s"); err != nil {
+			e.clear()
+			if err := e.encode(ec, "stokehold/test", ev.DataEncoded, "s"); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -289,7 +300,7 @@ func BenchmarkCodec(b *testing.B) {
 		var dec decoder
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := dec.decode(msg.Header, msg.Data); err != nil {
+			if _, err := dec.decode(msg.Header, msg.Data, &decoded{}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -15,7 +15,15 @@ import (
 const (
 	// maxWaiting bounds the messages of one consumer that wait in this process
 	// for the judge.
-	maxWaiting = 1000
+	maxWaiting = 1024
+	// defaultMaxPending is enough to keep the server, the Judge's log and the
+	// handler at work at the same time, also where each has to wait for a
+	// processor.
+	defaultMaxPending = 4096
+	// judgesAtOnce bounds the calls of the Judge, of one consumer or one Publish,
+	// that wait for their decisions to be durable. Messages that come one at a time
+	// make a call each while there is room; then they gather for the next.
+	judgesAtOnce = 4
 	// judgeRetryMax bounds the pause between tries to reach a Judge that decides
 	// nothing.
 	judgeRetryMax = 5 * time.Second
@@ -43,23 +51,25 @@ type intake struct {
 	maxBatch   int
 	maxWait    time.Duration
 	maxPending int
-	decode     func(jetstream.Msg) (Event, error)
+	decode     func(jetstream.Msg, *decoded) (Event, error)
 	handle     func(*Consumer) // takes from c.judged until it is closed
 }
 
 // Consumer is a running subscription.
 //
-// Its messages pass three goroutines: the feed's, which enters each in the queue;
+// Its messages pass four goroutines: the feed's, which enters each in the queue;
 // the judge's, which takes all that wait, decodes them and has them judged in one
-// call; and the handler's. So the next events are judged while the last are
-// handled. A fourth tells the server of all messages not yet resolved that they
-// are being worked on.
+// call; one that awaits the verdicts in order; and the handler's. A few calls of
+// the Judge run at once, since each waits for its decisions to be durable, so the
+// next events are judged while the last are handled. A fifth goroutine tells the
+// server of all messages not yet resolved that they are being worked on.
 type Consumer struct {
-	b      *Bus
-	in     intake
-	feed   *feed
-	queue  *queue
-	judged chan []*received
+	b        *Bus
+	in       intake
+	feed     *feed
+	queue    *queue
+	verdicts chan *judgement // in the order of their messages
+	judged   chan []*received
 
 	stopping chan struct{} // closed by halt: nothing new is handled
 	haltOnce sync.Once
@@ -72,14 +82,26 @@ type Consumer struct {
 	unjudg context.CancelFunc
 }
 
-// received is one message on its way through a consumer.
+// received is one message on its way through a consumer, with all that handing
+// it out takes, so that it costs one allocation.
 type received struct {
-	msg        jetstream.Msg
+	msg        jetstream.Msg // nil once acknowledged: who keeps the event does not keep this
+	reply      string
 	sequence   uint64
 	deliveries int
-	touched    time.Time
+	touched    time.Time // last told to the server to be in progress
 	ev         Event
+	attributes decoded
+	handed     handed    // of the Watermill subscriber
 	prev, next *received // in queue.open, guarded by the queue
+}
+
+// judgement is one call of the Judge.
+type judgement struct {
+	messages []*received
+	verdicts []Verdict
+	err      error
+	done     chan struct{}
 }
 
 func (r *received) delivery() Delivery {
@@ -99,6 +121,7 @@ func (b *Bus) consume(ctx context.Context, in intake) (*Consumer, error) {
 	c := &Consumer{
 		b: b, in: in,
 		queue:    newQueue(min(maxWaiting, in.maxPending)),
+		verdicts: make(chan *judgement, judgesAtOnce-1),
 		judged:   make(chan []*received, 1),
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
@@ -153,6 +176,7 @@ func subscribeError(err error) error {
 func (c *Consumer) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(c.judgeAll)
+	work.Go(c.passAll)
 	work.Go(func() {
 		c.in.handle(c)
 		// Whatever a stopped handler left.
@@ -237,7 +261,7 @@ func (c *Consumer) Stop(ctx context.Context) error {
 func (c *Consumer) Done() <-chan struct{} { return c.done }
 
 func (c *Consumer) push(m jetstream.Msg, pos position) {
-	r := &received{msg: m, sequence: pos.sequence, deliveries: pos.deliveries, touched: time.Now()}
+	r := &received{msg: m, reply: m.Reply(), sequence: pos.sequence, deliveries: pos.deliveries}
 	if !c.queue.push(r) {
 		c.say(r, wordNak)
 	}
@@ -249,12 +273,13 @@ func (c *Consumer) say(r *received, word []byte) {
 	if c.feed.order {
 		return
 	}
-	_ = c.b.nc.Publish(r.msg.Reply(), word)
+	_ = c.b.nc.Publish(r.reply, word)
 }
 
 func (c *Consumer) ack(r *received) {
 	if c.queue.resolve(r) {
 		c.say(r, wordAck)
+		r.msg = nil
 	}
 }
 
@@ -287,60 +312,85 @@ func (c *Consumer) extend() {
 	}
 }
 
-// judgeAll takes what waits, and passes on what may reach the handler.
+// judgeAll takes what waits and starts judging it.
 func (c *Consumer) judgeAll() {
-	defer close(c.judged)
+	defer close(c.verdicts)
 	for {
-		waiting := c.queue.take()
-		if waiting == nil {
+		rs := c.queue.take(judgeChunk)
+		if rs == nil {
 			return
 		}
-		for len(waiting) > 0 {
-			n := min(len(waiting), judgeChunk)
-			if rs := c.judge(waiting[:n]); len(rs) > 0 {
-				select {
-				case c.judged <- rs:
-				case <-c.stopping:
-					c.handBack(rs)
-				}
-			}
-			waiting = waiting[n:]
+		j := c.judge(rs)
+		if j == nil {
+			continue
+		}
+		select {
+		case c.verdicts <- j:
+		case <-c.stopping:
+			<-j.done
+			c.handBack(j.messages)
 		}
 	}
 }
 
-// judge decodes and judges the messages and buries those that may not pass.
-func (c *Consumer) judge(rs []*received) []*received {
+// passAll passes on, in order, what may reach the handler.
+func (c *Consumer) passAll() {
+	defer close(c.judged)
+	for j := range c.verdicts {
+		<-j.done
+		rs := c.pass(j)
+		if len(rs) == 0 {
+			continue
+		}
+		select {
+		case c.judged <- rs:
+		case <-c.stopping:
+			c.handBack(rs)
+		}
+	}
+}
+
+// judge decodes the messages, buries the malformed and has the rest judged. nil
+// if none is left.
+func (c *Consumer) judge(rs []*received) *judgement {
 	c.b.stats.received.Add(uint64(len(rs)))
-	good := make([]*received, 0, len(rs))
+	j := &judgement{messages: rs[:0], done: make(chan struct{})}
 	evs := make([]*Event, 0, len(rs))
 	for _, r := range rs {
-		ev, err := c.in.decode(r.msg)
+		ev, err := c.in.decode(r.msg, &r.attributes)
 		if err != nil {
 			c.bury(r, DeadLetter{Kind: DeadMalformed, Reason: err.Error()})
 			continue
 		}
 		r.ev = ev
-		good = append(good, r)
+		j.messages = append(j.messages, r)
 		evs = append(evs, &r.ev)
 	}
 	if len(evs) == 0 {
 		return nil
 	}
-	verdicts, err := c.decide(evs)
-	if err != nil {
-		c.handBack(good)
+	go func() {
+		defer close(j.done)
+		j.verdicts, j.err = c.decide(evs)
+	}()
+	return j
+}
+
+// pass returns the messages that may reach the handler and buries the others.
+func (c *Consumer) pass(j *judgement) []*received {
+	if j.err != nil {
+		c.handBack(j.messages)
 		return nil
 	}
-	pass := good[:0]
-	for i, r := range good {
-		v := verdicts[i]
+	pass := j.messages[:0]
+	for i, r := range j.messages {
+		v := &j.verdicts[i]
 		if v.Action.Permits() {
 			pass = append(pass, r)
 			continue
 		}
 		c.b.stats.denied.Add(1)
-		c.bury(r, DeadLetter{Kind: DeadDenied, Reason: (&DeniedError{Verdict: v}).Error(), DecisionID: v.DecisionID, Policy: v.Policy})
+		c.bury(r, DeadLetter{Kind: DeadDenied, Reason: (&DeniedError{Verdict: *v}).Error(), DecisionID: v.DecisionID, Policy: v.Policy})
 	}
 	return pass
 }

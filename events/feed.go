@@ -16,7 +16,7 @@ import (
 // How a feed pulls. Short expiry and heartbeat notice a lost consumer in about
 // five seconds; an idle pull costs one message each time it expires.
 const (
-	pullMessages  = 500
+	pullMessages  = 1000
 	pullExpiry    = 10 * time.Second
 	pullHeartbeat = 2500 * time.Millisecond
 	idleCheck     = 2 * time.Second
@@ -274,7 +274,6 @@ type queue struct {
 	room    sync.Cond // a place is free, or the queue is closed
 	ready   sync.Cond // something is in, or the queue is closed
 	waiting []*received
-	spare   []*received
 	closed  bool
 	open    received // ring of all unresolved, oldest behind it
 	count   int
@@ -307,9 +306,9 @@ func (q *queue) push(r *received) bool {
 	return true
 }
 
-// take waits for messages and returns all that are there; nil once closed. What
-// it returned before must no longer be used.
-func (q *queue) take() []*received {
+// take waits for messages and returns those that are there, up to limit; nil
+// once closed. What it returns is the caller's.
+func (q *queue) take(limit int) []*received {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.waiting) == 0 && !q.closed {
@@ -318,9 +317,16 @@ func (q *queue) take() []*received {
 	if q.closed {
 		return nil
 	}
-	got := q.waiting
-	q.waiting, q.spare = q.spare[:0], got
-	q.room.Broadcast()
+	full := len(q.waiting) >= q.limit
+	n := min(len(q.waiting), limit)
+	got := make([]*received, n)
+	copy(got, q.waiting)
+	left := copy(q.waiting, q.waiting[n:])
+	clear(q.waiting[left:])
+	q.waiting = q.waiting[:left]
+	if full {
+		q.room.Broadcast()
+	}
 	return got
 }
 

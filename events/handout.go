@@ -20,6 +20,10 @@ const (
 	// than all the rest.
 	slowMessage    = 2 * time.Millisecond
 	manyUnanswered = 128
+	// handoutRoom is how many messages wait in the channel that a subscriber reads:
+	// as many are handed out, and their answers looked at, for one switch between
+	// goroutines.
+	handoutRoom = 64
 )
 
 var errNacked = errors.New("refused by Nack")
@@ -28,7 +32,7 @@ var errNacked = errors.New("refused by Nack")
 // One goroutine does both.
 type handout struct {
 	c     *Consumer
-	out   chan<- *message.Message
+	out   chan *message.Message
 	grace time.Duration
 
 	next  []*received // judged, not handed out
@@ -42,8 +46,9 @@ type handout struct {
 // handed is a message handed out. It is also that message's context.
 type handed struct {
 	context.Context
-	r *received
-	m *message.Message
+	r    *received
+	m    *message.Message
+	back bool // nobody took it from the channel
 
 	mu     sync.Mutex
 	own    context.Context //nolint:containedctx // made when Done is first asked for
@@ -82,7 +87,7 @@ func (h *handed) end() {
 	}
 }
 
-func newHandout(c *Consumer, out chan<- *message.Message, grace time.Duration) *handout {
+func newHandout(c *Consumer, out chan *message.Message, grace time.Duration) *handout {
 	return &handout{c: c, out: out, grace: grace}
 }
 
@@ -98,6 +103,7 @@ func (h *handout) run() {
 	armed := true
 	for open := true; open; {
 		h.sweep()
+		h.fill()
 		var (
 			out           chan<- *message.Message
 			judged        <-chan []*received
@@ -118,8 +124,7 @@ func (h *handout) run() {
 		}
 		select {
 		case out <- h.m:
-			h.given = append(h.given, h.m.Context().(*handed))
-			h.next, h.m = h.next[1:], nil
+			h.sent()
 		case rs, ok := <-judged:
 			h.next, open = rs, ok
 		case <-acked:
@@ -131,11 +136,44 @@ func (h *handout) run() {
 			open = false
 		}
 	}
+	h.takeBack()
 	close(h.out)
 	cancel()
 	h.c.handBack(h.next)
 	h.sweep()
 	h.offload(0)
+}
+
+// fill hands out what there is room for.
+func (h *handout) fill() {
+	for h.ready() {
+		select {
+		case h.out <- h.m:
+			h.sent()
+		default:
+			return
+		}
+	}
+}
+
+func (h *handout) sent() {
+	h.given = append(h.given, &h.next[0].handed)
+	h.next, h.m = h.next[1:], nil
+}
+
+// takeBack returns the messages that nobody has read to the stream.
+func (h *handout) takeBack() {
+	for {
+		select {
+		case m := <-h.out:
+			g := m.Context().(*handed)
+			g.back = true
+			g.end()
+			h.c.nak(g.r, 0)
+		default:
+			return
+		}
+	}
 }
 
 // ready prepares the next message, if there is one.
@@ -148,7 +186,9 @@ func (h *handout) ready() bool {
 			h.c.bury(r, DeadLetter{Kind: DeadMalformed, Reason: err.Error()})
 			continue
 		}
-		m.SetContext(&handed{Context: h.ctx, r: r, m: m})
+		g := &r.handed
+		g.Context, g.r, g.m = h.ctx, r, m
+		m.SetContext(g)
 		h.m = m
 	}
 	return h.m != nil
@@ -183,7 +223,9 @@ func (h *handout) offload(n int) {
 		g := h.given[h.first]
 		h.given[h.first] = nil
 		h.first++
-		h.slow.Go(func() { h.await(g) })
+		if !g.back {
+			h.slow.Go(func() { h.await(g) })
+		}
 	}
 }
 

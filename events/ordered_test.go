@@ -100,7 +100,7 @@ func TestOrderedSubscriptionClosesGaps(t *testing.T) {
 	t.Parallel()
 	b, _, nc := openBus(t, nil)
 	ctx := testContext(t)
-	const n = 3000
+	const n = 8000 // more than the subscription takes in advance
 	got := make(chan uint64, 2*n)
 	gate := make(chan struct{})
 	if _, err := b.Subscribe(ctx, events.Subscription{}, func(_ context.Context, d events.Delivery) error {

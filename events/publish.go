@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
 )
 
 const (
@@ -20,7 +23,7 @@ const (
 	// costs a durable write, so few calls are good; the next chunk is judged
 	// while the one before is on its way to the stream, so several are better
 	// than one.
-	judgeChunk = 256
+	judgeChunk = 512
 	// maxApproved bounds the approvals that wait for their publication. The
 	// oldest is forgotten first: its event is then judged once more.
 	maxApproved = 16 << 10
@@ -29,7 +32,8 @@ const (
 // outgoing is one event on its way to a stream. err is why it is not there.
 type outgoing struct {
 	ev       Event
-	subject  string
+	source   string // the attribute as text
+	subject  string // of NATS
 	digest   [sha256.Size]byte
 	approved bool
 	err      error
@@ -53,7 +57,7 @@ func (b *Bus) Approve(ctx context.Context, evs ...*Event) error {
 	for i, ev := range evs {
 		detach(ev)
 		out[i].ev = *ev
-		out[i].err = b.validate(&out[i].ev)
+		out[i].err = b.validate(&out[i])
 	}
 	for chunk := range slices.Chunk(out, judgeChunk) {
 		b.judgeOutgoing(ctx, chunk)
@@ -86,7 +90,7 @@ func (b *Bus) Publish(ctx context.Context, evs ...Event) error {
 		o := &out[i]
 		o.ev = evs[i]
 		detach(&o.ev)
-		if o.err = b.validate(&o.ev); o.err == nil {
+		if o.err = b.validate(o); o.err == nil {
 			o.subject = b.names.event(o.ev.Type(), o.ev.Subject())
 		}
 	}
@@ -110,10 +114,8 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 			b.envelopes.Put(e)
 		}
 	}()
-	for start := 0; start < len(out); start += judgeChunk {
-		chunk := out[start:min(start+judgeChunk, len(out))]
-		b.recall(chunk)
-		b.judgeOutgoing(ctx, chunk)
+	start := 0
+	for chunk := range b.judgeChunks(ctx, out) {
 		for i := range chunk {
 			o := &chunk[i]
 			if o.err != nil {
@@ -124,13 +126,15 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 				e = &envelope{}
 			}
 			envelopes = append(envelopes, e)
-			if err := e.encode(&o.ev, o.subject); err != nil {
+			ec := o.ev.Context.(*event.EventContextV1) // as validated
+			if err := e.encode(ec, o.source, o.ev.DataEncoded, o.subject); err != nil {
 				o.err = fmt.Errorf("%w: %w", ErrInvalid, err)
 				continue
 			}
 			sent = append(sent, start+i)
 			b.sender.send(ctx, call, &e.msg)
 		}
+		start += len(chunk)
 	}
 	stored := uint64(0)
 	for i, err := range b.sender.wait(ctx, call) {
@@ -145,6 +149,41 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 	}
 	b.stats.published.Add(stored)
 	return joinErrors("publish", out)
+}
+
+// judgeChunks yields the events in order, chunk by chunk, once each is judged.
+// The next chunks are judged meanwhile, since a call of the Judge mostly waits for
+// its decisions to be durable.
+func (b *Bus) judgeChunks(ctx context.Context, out []outgoing) iter.Seq[[]outgoing] {
+	return func(yield func([]outgoing) bool) {
+		type judging struct {
+			chunk []outgoing
+			done  chan struct{}
+		}
+		var ahead []judging
+		for len(out) > 0 || len(ahead) > 0 {
+			for len(out) > 0 && len(ahead) < judgesAtOnce {
+				j := judging{out[:min(judgeChunk, len(out))], make(chan struct{})}
+				out = out[len(j.chunk):]
+				ahead = append(ahead, j)
+				work := func() {
+					defer close(j.done)
+					b.recall(j.chunk)
+					b.judgeOutgoing(ctx, j.chunk)
+				}
+				if len(out) == 0 && len(ahead) == 1 {
+					work() // nothing to do beside it
+				} else {
+					go work()
+				}
+			}
+			<-ahead[0].done
+			if !yield(ahead[0].chunk) {
+				return
+			}
+			ahead = ahead[1:]
+		}
+	}
 }
 
 // recall marks the events that Approve let pass and that are unchanged since.
@@ -203,18 +242,23 @@ func (b *Bus) judge(ctx context.Context, at Point, evs []*Event) ([]Verdict, err
 
 // validate holds an event to CloudEvents, the limits and its type, and brings
 // it into normal form.
-func (b *Bus) validate(ev *Event) error {
-	if err := checkEnvelope(ev); err != nil {
+func (b *Bus) validate(o *outgoing) error {
+	ec, err := contextOf(&o.ev)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	o.source = ec.Source.String()
+	if err := checkEnvelope(&o.ev, ec, o.source); err != nil {
 		return err
 	}
-	return b.checkData(ev)
+	return b.checkData(&o.ev)
 }
 
-func checkEnvelope(ev *Event) error {
+func checkEnvelope(ev *Event, ec *event.EventContextV1, source string) error {
 	if len(ev.DataEncoded) > MaxDataBytes {
 		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(ev.DataEncoded), MaxDataBytes)
 	}
-	if err := normalize(ev); err != nil {
+	if err := normalizeContext(ev, ec, source); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return nil

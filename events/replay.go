@@ -69,7 +69,7 @@ func (b *Bus) replay(ctx context.Context, chunk []stored, yield func(Delivery, e
 	judged := make([]*Event, 0, len(chunk))
 	decode := b.eventDecoder()
 	for i, m := range chunk {
-		if evs[i], errs[i] = decode(m.msg); errs[i] == nil {
+		if evs[i], errs[i] = decode(m.msg, &decoded{}); errs[i] == nil {
 			judged = append(judged, &evs[i])
 		}
 	}

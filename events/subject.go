@@ -3,7 +3,6 @@ package events
 import (
 	"errors"
 	"fmt"
-	"strings"
 )
 
 const (
@@ -84,10 +83,12 @@ func DecodeToken(token string) (string, error) {
 	return string(out), nil
 }
 
-func tokenByte(c byte) bool {
-	switch {
-	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		return true
+func tokenByte(c byte) bool { return tokenBytes[c>>6]>>(c&63)&1 != 0 }
+
+// tokenBytes has the bits of letters, digits and -:@#+,~!
+var tokenBytes = func() (set [4]uint64) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-:@#+,~!") {
+		set[c>>6] |= 1 << (c & 63)
 	}
-	return strings.IndexByte("-:@#+,~!", c) >= 0
-}
+	return set
+}()

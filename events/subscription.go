@@ -24,7 +24,7 @@ type Subscription struct {
 	RetryDelay time.Duration // base of the backoff after a failed handler; default 1 s
 	MaxBatch   int           // for SubscribeBatch; default 100
 	MaxWait    time.Duration // how long a batch waits for its first-come events to be joined by others; default 0
-	MaxPending int           // unacknowledged events at once; default 1,000
+	MaxPending int           // unacknowledged events at once; default 4,096
 }
 
 // FromNow starts an ephemeral subscription after the newest event.
@@ -71,7 +71,7 @@ func (s Subscription) withDefaults(types *Registry) (Subscription, error) {
 		s.MaxBatch = 100
 	}
 	if s.MaxPending == 0 {
-		s.MaxPending = 1000
+		s.MaxPending = defaultMaxPending
 	}
 	if s.MaxDeliver < 0 || s.MaxDeliver > 1000 || s.RetryDelay < 0 || s.MaxBatch < 1 || s.MaxWait < 0 || s.MaxPending < 1 {
 		faults = append(faults, fmt.Errorf("%w: MaxDeliver must be 1 to 1000, MaxBatch and MaxPending at least 1, times not negative", ErrConfig))
@@ -181,18 +181,18 @@ func (b *Bus) subscribe(ctx context.Context, s Subscription, handle func(*Consum
 }
 
 // eventDecoder returns what reads events off the event stream, for one goroutine.
-func (b *Bus) eventDecoder() func(jetstream.Msg) (Event, error) {
+func (b *Bus) eventDecoder() func(jetstream.Msg, *decoded) (Event, error) {
 	var d decoder
-	return func(m jetstream.Msg) (Event, error) { return b.decode(&d, m) }
+	return func(m jetstream.Msg, into *decoded) (Event, error) { return b.decode(&d, m, into) }
 }
 
 // decode holds an event to what Publish holds it to: anyone who may write to the
 // subjects can put anything there.
-func (b *Bus) decode(dec *decoder, m jetstream.Msg) (Event, error) {
+func (b *Bus) decode(dec *decoder, m jetstream.Msg, into *decoded) (Event, error) {
 	if len(m.Data()) > MaxDataBytes {
 		return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
 	}
-	ev, err := dec.decode(m.Headers(), m.Data())
+	ev, err := dec.decode(m.Headers(), m.Data(), into)
 	if err != nil {
 		return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

@@ -64,6 +64,7 @@ type Publisher struct {
 type topicNames struct {
 	subject string // NATS
 	source  event.EventContextV1
+	text    string // of the source attribute
 }
 
 // NewPublisher returns a publisher on the bus, which must outlive it.
@@ -134,7 +135,8 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 		}
 		o.ev.Context = &w.ec
 		o.ev.DataEncoded = m.Payload
-		o.err = checkEnvelope(&o.ev)
+		o.source = names.text
+		o.err = checkEnvelope(&o.ev, &w.ec, names.text)
 	}
 	return p.b.publish(messages[0].Context(), out)
 }
@@ -160,6 +162,7 @@ func (p *Publisher) topic(topic string) (*topicNames, error) {
 		return nil, &Error{Op: "publish", Err: fmt.Errorf("%w: topic %q: %w", ErrInvalid, topic, err)}
 	}
 	n.source.Source.URL = *u
+	n.text = n.source.Source.String()
 	p.topics.Store(topic, n)
 	return n, nil
 }
@@ -233,7 +236,7 @@ type SubscriberConfig struct {
 	MaxDeliver int           // then dead-lettered; 0: delivered until acknowledged
 	AckWait    time.Duration // default 30 s, extended until the message is acknowledged or refused
 	NackDelay  time.Duration // base of the backoff after a Nack; default 100 ms
-	MaxPending int           // unacknowledged messages at once; default 1,000
+	MaxPending int           // unacknowledged messages at once; default 4,096
 	// CloseWait bounds how long Close waits for messages that were handed out;
 	// their contexts are cancelled at its beginning. Default 5 s.
 	CloseWait time.Duration
@@ -250,7 +253,7 @@ func (c SubscriberConfig) withDefaults() (SubscriberConfig, error) {
 		c.NackDelay = 100 * time.Millisecond
 	}
 	if c.MaxPending == 0 {
-		c.MaxPending = 1000
+		c.MaxPending = defaultMaxPending
 	}
 	if c.Ordered {
 		c.MaxPending = 1
@@ -311,7 +314,7 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 // A message's context is a child of ctx and ends when the message is
 // acknowledged or refused, or the subscription ends.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	out := make(chan *message.Message)
+	out := make(chan *message.Message, handoutRoom)
 	_, err := s.consume(ctx, topic, func(c *Consumer) {
 		newHandout(c, out, s.cfg.CloseWait).run()
 	})
@@ -387,13 +390,13 @@ func (s *Subscriber) Close() error {
 
 // topicDecoder returns what reads messages off the topic stream, for one
 // goroutine.
-func (b *Bus) topicDecoder() func(jetstream.Msg) (Event, error) {
+func (b *Bus) topicDecoder() func(jetstream.Msg, *decoded) (Event, error) {
 	var d decoder
-	return func(m jetstream.Msg) (Event, error) {
+	return func(m jetstream.Msg, into *decoded) (Event, error) {
 		if len(m.Data()) > MaxDataBytes {
 			return Event{}, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Data()), MaxDataBytes)
 		}
-		ev, err := d.decode(m.Headers(), m.Data())
+		ev, err := d.decode(m.Headers(), m.Data(), into)
 		if err != nil {
 			return ev, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}

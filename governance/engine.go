@@ -356,6 +356,8 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		refuse(d, events.Deny, CodeNoPolicies, "no policies are loaded")
 	case at == events.OnReceive && !accepted:
 		refuse(d, events.Quarantine, CodeStale, "the event was judged by policies that are no longer accepted")
+	case at == events.OnReceive && current && len(st.set.plan(c.Type).fresh) == 0:
+		// What its stamp proves is all that is asked of it.
 	default:
 		s.reset(ctx, c, source, ext, data, st.set.limits)
 		s.judge(st.set, d, current)

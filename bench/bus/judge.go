@@ -2,62 +2,81 @@ package main
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
-	"hash"
-	"strconv"
-	"sync"
-	"sync/atomic"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/audit"
 )
 
-// newJudge returns the judge that the benchmark runs with. It costs what
-// governance costs beside the rules themselves: on publish it stamps each event
-// with a policy digest, a decision id and a MAC over its identity and data, on
-// receive it verifies that.
-func newJudge() *stampJudge {
-	return &stampJudge{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, []byte("bench")) }}}
+// policies is what the benchmark's events are judged by, on both sides of the
+// stream: rules of the kind that a deployment writes for all of its events.
+const policies = `apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: bench}
+spec:
+  match: {points: [publish, receive]}
+  rules:
+    - name: sized
+      expression: event.id.size() < 200
+      message: the id is too long
+`
+
+// governor is the judge of a bus as a deployment has it: the engine with
+// policies and keys, and its decision log in the stream of that bus's server.
+type governor struct {
+	*governance.Engine
+	log  *audit.JetStreamLog
+	conn *nats.Conn
 }
 
-type stampJudge struct {
-	decisions atomic.Uint64
-	refused   atomic.Uint64
-	macs      sync.Pool
-}
-
-const digest = "3b2c9a6f0d5e4187"
-
-func (j *stampJudge) Judge(_ context.Context, at events.Point, evs []*events.Event) ([]events.Verdict, error) {
-	vs := make([]events.Verdict, len(evs))
-	h := j.macs.Get().(hash.Hash)
-	defer j.macs.Put(h)
-	for i, ev := range evs {
-		ec := ev.Context.(interface{ GetID() string })
-		id := ec.GetID()
-		h.Reset()
-		h.Write([]byte(id))
-		h.Write([]byte(ev.Type()))
-		h.Write([]byte(ev.Subject()))
-		h.Write(ev.DataEncoded)
-		var buf [sha256.Size]byte
-		sum := h.Sum(buf[:0])
-		vs[i].Action = events.Allow
-		n := j.decisions.Add(1)
-		if at == events.OnPublish {
-			ev.SetExtension("stkpolicy", digest)
-			ev.SetExtension("stkdecision", strconv.FormatUint(n, 36))
-			ev.SetExtension("stkmac", hex.EncodeToString(sum))
-			continue
-		}
-		x := ev.Extensions()
-		mac, _ := x["stkmac"].(string)
-		got, err := hex.DecodeString(mac)
-		if err != nil || !hmac.Equal(got, sum) || x["stkpolicy"] != digest {
-			vs[i] = events.Verdict{Action: events.Deny, Reason: "stamp does not fit"}
-			j.refused.Add(1)
-		}
+func newGovernor(ctx context.Context, url, prefix string) (_ *governor, err error) {
+	g := &governor{}
+	if g.conn, err = nats.Connect(url); err != nil {
+		return nil, err
 	}
-	return vs, nil
+	defer func() {
+		if err != nil {
+			g.conn.Close()
+		}
+	}()
+	if g.log, err = audit.Open(ctx, audit.Config{Conn: g.conn, Prefix: prefix}); err != nil {
+		return nil, err
+	}
+	set, err := governance.Load(governance.Options{}, governance.Source{Name: "bench.yaml", Data: []byte(policies)})
+	if err != nil {
+		return nil, err
+	}
+	key, err := governance.NewKey("bench")
+	if err != nil {
+		return nil, err
+	}
+	keys, err := governance.NewKeyRing(key)
+	if err != nil {
+		return nil, err
+	}
+	g.Engine, err = governance.NewEngine(governance.Config{Policies: set, Log: g.log, Keys: keys})
+	return g, err
+}
+
+// close ends the log, and reports decisions that are not the ones expected: a
+// benchmark of events that were not judged would measure something else.
+func (g *governor) close(ctx context.Context, want uint64) error {
+	defer g.conn.Close()
+	if err := g.log.Close(ctx); err != nil {
+		return err
+	}
+	counts, err := g.log.Count(ctx, time.Time{})
+	if err != nil {
+		return err
+	}
+	n := counts.Judged(events.OnPublish) + counts.Judged(events.OnReceive)
+	denied := counts.Denied(events.OnPublish) + counts.Denied(events.OnReceive)
+	if n < want || denied > 0 {
+		return fmt.Errorf("%d decisions and %d denials in the log, expected %d and none", n, denied, want)
+	}
+	return nil
 }

@@ -1,17 +1,16 @@
 // Command bus measures the bus against watermill-nats and against plain
 // nats.go/jetstream, all on one embedded server with one sync setting, and in
-// turns, so that a noisy machine disturbs all alike. It prints a table and
-// writes it as JSON: a list of {case, unit, value, baseline, ratio}.
+// turns, so that a noisy machine disturbs all alike. The bus runs with the
+// governance engine and its decision log in place, as a deployment has it. It
+// prints a table and writes it as JSON: a list of {case, unit, value, baseline,
+// ratio}.
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,13 +22,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
-	wmjs "github.com/ThreeDotsLabs/watermill-nats/v2/pkg/jetstream"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/stokehold/stokehold/events"
 )
 
 func main() {
@@ -39,8 +33,7 @@ func main() {
 	}
 }
 
-// row is one line of the table. value is the best round of ours, baseline that
-// of what it is compared with: whatever else the machine does only slows.
+// row is one line of the table: medians of all rounds.
 type row struct {
 	Case     string  `json:"case"`
 	Unit     string  `json:"unit"`
@@ -49,27 +42,64 @@ type row struct {
 	Ratio    float64 `json:"ratio"`
 }
 
+// What is measured. A case is skipped unless -only is in its name.
+const (
+	oursPublish          = "ours publish"
+	oursPublishMany      = "ours publish from 4 goroutines"
+	oursSubscribe        = "ours subscribe"
+	oursBusPublish       = "ours bus publish"
+	oursBusSubscribe     = "ours bus subscribe"
+	rawConsume           = "raw consume"
+	rawBusConsume        = "raw bus consume"
+	rawPublish           = "raw publish"
+	theirsPublish        = "watermill-nats publish"
+	theirsPublishMany    = "watermill-nats publish from 4 goroutines"
+	theirsSubscribe      = "watermill-nats subscribe"
+	theirsSubscribeAsync = "watermill-nats subscribe, AckAsync"
+)
+
+// comparisons are the lines of the table: a name, ours and the baseline.
+func comparisons() [][3]string {
+	return [][3]string{
+		{"publish, judged, vs watermill-nats", oursPublish, theirsPublish},
+		{"publish from 4 goroutines, judged, vs watermill-nats", oursPublishMany, theirsPublishMany},
+		{"subscribe, judged, vs watermill-nats", oursSubscribe, theirsSubscribe},
+		{"subscribe, judged, vs watermill-nats with AckAsync", oursSubscribe, theirsSubscribeAsync},
+		{"subscribe, judged, vs jetstream Consume with explicit ack", oursSubscribe, rawConsume},
+		{"bus subscribe, judged, vs jetstream Consume with explicit ack", oursBusSubscribe, rawBusConsume},
+		{"publish, judged, vs jetstream async publish", oursPublish, rawPublish},
+		{"bus publish, judged, vs jetstream async publish", oursBusPublish, rawPublish},
+	}
+}
+
+const publishers = 4
+
 type bench struct {
 	url     string
 	n       int
 	payload []byte
-	judge   *stampJudge
 	round   int
-	rates   map[string][]float64
-	profile *os.File             // of the second round of the case that is wanted
-	cpu     map[string][]float64 // microseconds of processor time a message, server included
-	bytes   map[string][]float64 // allocated a message, likewise
+	only    string
+	profile *os.File // of the second round of the case that is wanted
+	results map[string][]result
 }
 
-func run() (err error) {
+// result is one round of one case, for each message.
+type result struct {
+	wall  float64 // seconds
+	cpu   float64 // microseconds of processor time, server included
+	bytes float64 // allocated, likewise
+}
+
+func run() error {
 	var (
 		n       = flag.Int("n", 40000, "messages per case and round")
 		size    = flag.Int("size", 256, "payload bytes")
-		rounds  = flag.Int("rounds", 5, "rounds; the best counts")
+		rounds  = flag.Int("rounds", 7, "rounds; their median counts")
 		sync    = flag.Bool("sync", false, "sync every write to disk before it is acknowledged")
 		out     = flag.String("o", ".bench/bus.json", "where the table goes as JSON")
 		only    = flag.String("only", "", "run the cases whose name contains this, and make no table")
-		profile = flag.String("cpuprofile", "", "write a CPU profile")
+		profile = flag.String("cpuprofile", "", "write a CPU profile of the second round of -only's case")
 	)
 	flag.Parse()
 
@@ -77,7 +107,7 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // what stays is in the temporary directory
+	defer os.RemoveAll(dir)
 	srv, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
 		JetStream: true, StoreDir: dir, JetStreamMaxStore: 16 << 30, SyncAlways: *sync,
@@ -90,66 +120,65 @@ func run() (err error) {
 	if !srv.ReadyForConnections(10 * time.Second) {
 		return errors.New("embedded nats-server not ready within 10 s")
 	}
-	b := &bench{url: srv.ClientURL(), n: *n, payload: []byte(strings.Repeat("x", *size)), judge: newJudge(), rates: make(map[string][]float64), cpu: make(map[string][]float64), bytes: make(map[string][]float64)}
-
+	b := &bench{url: srv.ClientURL(), n: *n, payload: []byte(strings.Repeat("x", *size)), only: *only, results: make(map[string][]result)}
 	if *profile != "" {
-		if *only == "" {
-			return errors.New("-cpuprofile needs -only")
+		if *only == "" || *rounds < 2 {
+			return errors.New("-cpuprofile needs -only and two rounds")
 		}
-		if b.profile, err = os.Create(*profile); err != nil {
+		f, err := os.Create(*profile)
+		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, b.profile.Close()) }()
+		defer f.Close()
+		b.profile = f
 	}
 	for b.round = range *rounds {
-		if err := b.ours(*only); err != nil {
-			return fmt.Errorf("stokehold: %w", err)
-		}
-		if err := b.watermillNATS(*only); err != nil {
+		// Ours stands between the baselines, which it is compared with.
+		if err := b.watermillNATS(); err != nil {
 			return fmt.Errorf("watermill-nats: %w", err)
 		}
-		if err := b.raw(*only); err != nil {
+		if err := b.ours(); err != nil {
+			return fmt.Errorf("stokehold: %w", err)
+		}
+		if err := b.raw(); err != nil {
 			return fmt.Errorf("nats.go: %w", err)
 		}
 	}
-	if r := b.judge.refused.Load(); r > 0 {
-		return fmt.Errorf("the judge refused %d events", r)
-	}
+	fmt.Printf("%d messages of %d bytes, median of %d rounds, sync always %t, %d CPUs\n\n", b.n, len(b.payload), *rounds, *sync, runtime.NumCPU())
 	if *only != "" {
-		for name, rates := range b.rates {
-			fmt.Printf("%s: %.0f msg/s, %.1f µs of processor a message\n", name, rates, b.cpu[name])
-		}
-		return nil
+		return b.list()
 	}
-	return b.table(*out, *sync)
-}
-
-func (b *bench) table(path string, sync bool) error {
-	var rows []row
-	for _, c := range [][3]string{
-		{"publish, judged, vs watermill-nats", "ours publish", "watermill-nats publish"},
-		{"publish, judged, vs jetstream async publish", "ours publish", "raw publish"},
-		{"subscribe, judged, vs watermill-nats", "ours subscribe", "watermill-nats subscribe"},
-		{"subscribe, judged, vs watermill-nats with AckAsync", "ours subscribe", "watermill-nats subscribe async"},
-		{"subscribe, judged, vs jetstream Consume with explicit ack", "ours subscribe", "raw consume"},
-		{"bus subscribe, judged, vs jetstream Consume with explicit ack", "ours bus subscribe", "raw bus consume"},
-		{"bus publish, judged, vs jetstream async publish", "ours bus publish", "raw publish"},
-	} {
-		v, base := slices.Max(b.rates[c[1]]), slices.Max(b.rates[c[2]])
-		rows = append(rows, row{c[0], "msg/s", v, base, v / base})
-	}
-	fmt.Printf("%d messages of %d bytes, best of %d rounds, sync always %t, %d CPUs\n\n", b.n, len(b.payload), b.round+1, sync, runtime.NumCPU())
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "case\tmsg/s\tbaseline\tratio\t")
-	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.2f\t\n", r.Case, r.Value, r.Baseline, r.Ratio)
-	}
-	if err := w.Flush(); err != nil {
+	if err := b.table(*out); err != nil {
 		return err
 	}
-	fmt.Print("\nprocessor time and allocation of client and server together, best round:\n")
-	for _, name := range slices.Sorted(maps.Keys(b.cpu)) {
-		fmt.Fprintf(w, "%s\t%.1f µs a message\t%.0f B a message\t\n", name, slices.Min(b.cpu[name]), slices.Min(b.bytes[name]))
+	return b.list()
+}
+
+func median(rs []result, of func(result) float64) float64 {
+	vs := make([]float64, len(rs))
+	for i, r := range rs {
+		vs[i] = of(r)
+	}
+	slices.Sort(vs)
+	return (vs[(len(vs)-1)/2] + vs[len(vs)/2]) / 2
+}
+
+func rate(r result) float64 { return 1 / r.wall }
+func cpu(r result) float64  { return r.cpu }
+func heap(r result) float64 { return r.bytes }
+
+// table prints and stores the comparisons. Beside the ratio of the rates stands
+// that of the processor time, which depends less on what else the machine does.
+func (b *bench) table(path string) error {
+	var rows []row
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "case\tmsg/s\tbaseline\tratio\tµs CPU\tbaseline\tratio\t")
+	for _, c := range comparisons() {
+		ours, base := b.results[c[1]], b.results[c[2]]
+		v, bv := median(ours, rate), median(base, rate)
+		used, baseUsed := median(ours, cpu), median(base, cpu)
+		rows = append(rows, row{c[0], "msg/s", v, bv, v / bv})
+		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.2f\t%.1f\t%.1f\t%.2f\t\n", c[0], v, bv, v/bv, used, baseUsed, baseUsed/used)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -164,29 +193,56 @@ func (b *bench) table(path string, sync bool) error {
 	return os.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
-// measure runs f if it is wanted and notes how many messages it passed a second.
-func (b *bench) measure(only, name string, f func() error) error {
+// list prints what each case costs.
+func (b *bench) list() error {
+	fmt.Println("\nfor each message, client and server together:")
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	var names []string
+	for name := range b.results {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		rs := b.results[name]
+		fmt.Fprintf(w, "%s\t%.0f msg/s\t%.1f µs CPU\t%.0f B allocated\t\n", name, median(rs, rate), median(rs, cpu), median(rs, heap))
+	}
+	return w.Flush()
+}
+
+// wanted reports whether any of the cases is to be measured.
+func (b *bench) wanted(names ...string) bool {
+	for _, name := range names {
+		if b.only == "" || strings.Contains(name, b.only) {
+			return true
+		}
+	}
+	return false
+}
+
+// measure runs f and notes what it took for each of the n messages that it
+// passes.
+func (b *bench) measure(name string, n int, f func() error) error {
 	runtime.GC()
-	if b.profile != nil && b.round == 1 && only == name {
+	if b.profile != nil && b.round == 1 && b.only == name {
 		if err := pprof.StartCPUProfile(b.profile); err != nil {
 			return err
 		}
 		defer pprof.StopCPUProfile()
 	}
-	var heap runtime.MemStats
-	runtime.ReadMemStats(&heap)
-	allocated := heap.TotalAlloc
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	allocated := mem.TotalAlloc
 	start, before := time.Now(), processorTime()
 	if err := f(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	took, used := time.Since(start), processorTime()-before
-	if only == "" || strings.Contains(name, only) {
-		b.rates[name] = append(b.rates[name], float64(b.n)/took.Seconds())
-		runtime.ReadMemStats(&heap)
-		b.bytes[name] = append(b.bytes[name], float64(heap.TotalAlloc-allocated)/float64(b.n))
-		b.cpu[name] = append(b.cpu[name], float64(used.Microseconds())/float64(b.n))
-	}
+	runtime.ReadMemStats(&mem)
+	b.results[name] = append(b.results[name], result{
+		wall:  took.Seconds() / float64(n),
+		cpu:   float64(used.Microseconds()) / float64(n),
+		bytes: float64(mem.TotalAlloc-allocated) / float64(n),
+	})
 	return nil
 }
 
@@ -205,256 +261,4 @@ func (b *bench) messages() []*message.Message {
 		ms[i].Metadata.Set("correlation_id", "c-17")
 	}
 	return ms
-}
-
-func (b *bench) topic() string { return fmt.Sprintf("bench%d", b.round) }
-
-func publishInChunks(p message.Publisher, topic string, ms []*message.Message) error {
-	for chunk := range slices.Chunk(ms, 10000) {
-		if err := p.Publish(topic, chunk...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func readAll(s message.Subscriber, topic string, n int) error {
-	ch, err := s.Subscribe(context.Background(), topic)
-	if err != nil {
-		return err
-	}
-	late := time.NewTimer(time.Minute)
-	defer late.Stop()
-	for range n {
-		select {
-		case m := <-ch:
-			m.Ack()
-		case <-late.C:
-			return errors.New("not all messages came within a minute")
-		}
-	}
-	return nil
-}
-
-// ours measures the bus and its Watermill adapters, and plain Consume of the
-// very messages that they stored.
-func (b *bench) ours(only string) error {
-	if only != "" && !strings.Contains("ours publish ours subscribe ours bus publish ours bus subscribe raw consume raw bus consume", only) {
-		return nil
-	}
-	nc, err := nats.Connect(b.url)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	ctx := context.Background()
-	prefix := fmt.Sprintf("bench-%d", b.round)
-	reg, err := events.NewRegistry(events.Type{Name: "bench.message", Data: struct {
-		Text string `json:"text"`
-	}{}})
-	if err != nil {
-		return err
-	}
-	bus, err := events.Open(ctx, events.Config{Conn: nc, Prefix: prefix, Judge: b.judge, Types: reg, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = bus.Close(ctx) }() // everything has been acknowledged by then
-	pub, err := events.NewPublisher(ctx, bus)
-	if err != nil {
-		return err
-	}
-	ms := b.messages()
-	if err := b.measure(only, "ours publish", func() error { return publishInChunks(pub, b.topic(), ms) }); err != nil {
-		return err
-	}
-	ms = nil // what is alive is work for the garbage collector
-	sub, err := events.NewSubscriber(ctx, bus, events.SubscriberConfig{})
-	if err != nil {
-		return err
-	}
-	if err := b.measure(only, "ours subscribe", func() error { return readAll(sub, b.topic(), b.n) }); err != nil {
-		return err
-	}
-	if err := sub.Close(); err != nil {
-		return err
-	}
-	upper := strings.ToUpper(prefix)
-	if err := b.consume(only, "raw consume", nc, upper+"_TOPICS"); err != nil {
-		return err
-	}
-	evs := make([]events.Event, b.n)
-	for i := range evs {
-		if evs[i], err = events.New("bench.message", "bench", "subject", watermill.NewUUID(), time.Now(), map[string]string{"text": string(b.payload)}); err != nil {
-			return err
-		}
-	}
-	if err := b.measure(only, "ours bus publish", func() error {
-		for chunk := range slices.Chunk(evs, 10000) {
-			if err := bus.Publish(ctx, chunk...); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	evs = nil
-	if err := b.measure(only, "ours bus subscribe", func() error {
-		done := make(chan struct{})
-		got := 0
-		c, err := bus.Subscribe(ctx, events.Subscription{Durable: "bench"}, func(context.Context, events.Delivery) error {
-			if got++; got == b.n {
-				close(done)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		<-done
-		return c.Stop(ctx)
-	}); err != nil {
-		return err
-	}
-	if err := b.consume(only, "raw bus consume", nc, upper+"_EVENTS"); err != nil {
-		return err
-	}
-	return b.drop(nc)
-}
-
-// drop deletes all streams, so that no round is slowed by the one before.
-func (b *bench) drop(nc *nats.Conn) error {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	names := js.StreamNames(context.Background())
-	for name := range names.Name() {
-		if err := js.DeleteStream(context.Background(), name); err != nil {
-			return err
-		}
-	}
-	return names.Err()
-}
-
-func (b *bench) watermillNATS(only string) error {
-	if only != "" && !strings.Contains("watermill-nats publish watermill-nats subscribe async", only) {
-		return nil
-	}
-	connect := func() (*nats.Conn, error) { return nats.Connect(b.url) }
-	nc, err := connect()
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	ctx := context.Background()
-	topic := "wm" + b.topic()
-	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: topic, Subjects: []string{topic}}); err != nil {
-		return err
-	}
-	pnc, err := connect()
-	if err != nil {
-		return err
-	}
-	pub, err := wmjs.NewPublisher(wmjs.PublisherConfig{Conn: pnc, Logger: watermill.NopLogger{}})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = pub.Close() }() // everything has been acknowledged by then
-	ms := b.messages()
-	if err := b.measure(only, "watermill-nats publish", func() error { return publishInChunks(pub, topic, ms) }); err != nil {
-		return err
-	}
-	ms = nil
-	for name, async := range map[string]bool{"watermill-nats subscribe": false, "watermill-nats subscribe async": true} {
-		snc, err := connect()
-		if err != nil {
-			return err
-		}
-		sub, err := wmjs.NewSubscriber(wmjs.SubscriberConfig{Conn: snc, Logger: watermill.NopLogger{}, AckAsync: async})
-		if err != nil {
-			return err
-		}
-		if err := b.measure(only, name, func() error { return readAll(sub, topic, b.n) }); err != nil {
-			return err
-		}
-		if err := sub.Close(); err != nil {
-			return err
-		}
-	}
-	return b.drop(nc)
-}
-
-func (b *bench) raw(only string) error {
-	if only != "" && !strings.Contains("raw publish", only) {
-		return nil
-	}
-	nc, err := nats.Connect(b.url)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(2048))
-	if err != nil {
-		return err
-	}
-	ctx := context.Background()
-	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "RAW", Subjects: []string{"raw.>"}}); err != nil {
-		return err
-	}
-	uuids := make([]string, b.n)
-	for i := range uuids {
-		uuids[i] = watermill.NewUUID()
-	}
-	if err := b.measure(only, "raw publish", func() error {
-		for _, id := range uuids {
-			m := &nats.Msg{Subject: "raw.x", Data: b.payload, Header: nats.Header{"Nats-Msg-Id": {id}, "correlation_id": {"c-17"}}}
-			if _, err := js.PublishMsgAsync(m, jetstream.WithStallWait(10*time.Second)); err != nil {
-				return err
-			}
-		}
-		<-js.PublishAsyncComplete()
-		return nil
-	}); err != nil {
-		return err
-	}
-	return b.drop(nc)
-}
-
-// consume measures jetstream's Consume with explicit acknowledgement of all
-// messages of a stream.
-func (b *bench) consume(only, name string, nc *nats.Conn, stream string) error {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	return b.measure(only, name, func() error {
-		cons, err := js.CreateConsumer(context.Background(), stream, jetstream.ConsumerConfig{
-			Durable: "raw", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 1000,
-		})
-		if err != nil {
-			return err
-		}
-		done := make(chan struct{})
-		got := 0
-		cc, err := cons.Consume(func(m jetstream.Msg) {
-			if err := m.Ack(); err != nil {
-				return
-			}
-			if got++; got == b.n {
-				close(done)
-			}
-		})
-		if err != nil {
-			return err
-		}
-		defer cc.Stop()
-		<-done
-		return nc.Flush()
-	})
 }

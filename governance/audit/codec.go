@@ -66,11 +66,9 @@ func (e *encoder) append(b []byte, d *governance.Decision) []byte {
 			mask |= 1 << i
 		}
 	}
-	var raw [16]byte
-	if len(d.ID) == 32 {
-		if _, err := hex.Decode(raw[:], []byte(d.ID)); err == nil && hex.EncodeToString(raw[:]) == d.ID {
-			mask |= 1 << idHex
-		}
+	raw, plain := unhexID(d.ID)
+	if plain {
+		mask |= 1 << idHex
 	}
 	if d.Time.Equal(e.prevTime) {
 		mask |= 1 << timeSame
@@ -105,6 +103,33 @@ func (e *encoder) append(b []byte, d *governance.Decision) []byte {
 	}
 	e.prev, e.prevTime = cur, d.Time
 	return b
+}
+
+// unhexID decodes an id of 32 lower-case hexadecimal digits. ok is false for any
+// other, which would not come back as it was.
+func unhexID(id string) (raw [16]byte, ok bool) {
+	if len(id) != 2*len(raw) {
+		return raw, false
+	}
+	for i := range raw {
+		hi, ok1 := unhex(id[2*i])
+		lo, ok2 := unhex(id[2*i+1])
+		if !ok1 || !ok2 {
+			return raw, false
+		}
+		raw[i] = hi<<4 | lo
+	}
+	return raw, true
+}
+
+func unhex(c byte) (byte, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0', true
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10, true
+	}
+	return 0, false
 }
 
 func appendString(b []byte, s string) []byte {

@@ -49,6 +49,7 @@ type Config struct {
 const (
 	maxMessageBytes     = 256 << 10
 	maxMessageDecisions = 4096
+	blockRoom           = 3 // bytes of a block's count: it is below 1<<21
 )
 
 // Headers of a message: how many of its decisions were made at each point. The
@@ -229,7 +230,11 @@ func encode(ds []governance.Decision, p *pending) ([]*block, error) {
 	var out []*block
 	flush := func(q int) {
 		if o := cur[q]; o != nil {
-			o.body = append(binary.AppendUvarint(make([]byte, 0, len(o.body)+3), uint64(o.n)), o.body...)
+			// The count, of up to three bytes, goes where room was left for it.
+			var count [binary.MaxVarintLen32]byte
+			n := binary.PutUvarint(count[:], uint64(o.n))
+			o.body = o.body[blockRoom-n:]
+			copy(o.body, count[:n])
 			cur[q] = nil
 		}
 	}
@@ -244,6 +249,10 @@ func encode(ds []governance.Decision, p *pending) ([]*block, error) {
 			o = &open{block: &block{owner: p, queue: q}}
 			cur[q] = o
 			out = append(out, o.block)
+		}
+		if o.body == nil {
+			// Most decisions of a call differ in little but their ids.
+			o.body = make([]byte, blockRoom, 512+min(len(ds)-i, maxMessageDecisions/2)*72)
 		}
 		before := len(o.body)
 		o.body = o.enc.append(o.body, d)
