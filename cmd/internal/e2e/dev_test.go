@@ -50,8 +50,8 @@ func TestDevKeepsItsState(t *testing.T) {
 	before := map[string]string{}
 	look := func() map[string]string {
 		seen := map[string]string{}
-		for _, args := range []string{"runs", "models", "events"} {
-			seen[args] = ask(t, state, args)
+		for what, format := range map[string]string{"runs": "-o=json", "models": "-o=json", "events": "--json"} {
+			seen[what] = ask(t, state, what, format) // tables tell ages
 		}
 		return seen
 	}
@@ -63,8 +63,8 @@ func TestDevKeepsItsState(t *testing.T) {
 	}
 	same := func(when string) {
 		t.Helper()
-		for what, was := range before {
-			if is := look()[what]; is != was {
+		for what, is := range look() {
+			if was := before[what]; is != was {
 				t.Errorf("%s, %s says:\n%s\nand said:\n%s", when, what, is, was)
 			}
 		}
@@ -83,7 +83,7 @@ func TestDevKeepsItsState(t *testing.T) {
 	same("after a clean end")
 	// A run of a name that is taken, and one that fails, each in one line.
 	failing(t, 1, `flights-train/mine`, "run", "flights-train", "--param", "week=6", "--key", "mine", "--state", state)
-	failing(t, 1, `week`, "run", "flights-train", "--param", "week=99", "--wait", "--state", state)
+	failing(t, 1, `flights-train batches 26`, "run", "flights-train", "--param", "week=99", "--wait", "--state", state)
 	failing(t, 1, `no-such`, "run", "no-such", "--state", state)
 	var runs []struct{ Status string }
 	if err := json.Unmarshal([]byte(ask(t, state, "runs", "-o", "json")), &runs); err != nil || len(runs) != 2 {
@@ -95,7 +95,13 @@ func TestDevKeepsItsState(t *testing.T) {
 // error that holds every one of the words.
 func failing(t testing.TB, code int, words string, args ...string) {
 	t.Helper()
-	p := spawn(t, args...)
+	failingWith(t, code, words, nil, args...)
+}
+
+// failingWith is failing with more environment.
+func failingWith(t testing.TB, code int, words string, env []string, args ...string) {
+	t.Helper()
+	p := spawnIn(t, "", env, args...)
 	got := p.wait(patience)
 	line := p.errors()
 	t.Logf("exit %d: %s", got, strings.TrimSpace(line))

@@ -7,9 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-// flightsFile writes a CSV of ten weeks of made-up flights, each line changed by
+// The gate compares models on 500 rows at least.
+const fileWeeks, weekRows = 9, 672
+
+// flightsFile writes a CSV of nine weeks of made-up flights, each line changed by
 // change (number from 1; 0 is the head).
 func flightsFile(t testing.TB, path string, change func(n int, line string) string) string {
 	t.Helper()
@@ -21,21 +25,14 @@ func flightsFile(t testing.TB, path string, change func(n int, line string) stri
 		b.WriteString(line + "\n")
 	}
 	write(0, "date,delay,distance,origin,destination")
-	for n := range 70 * 24 {
-		day := n / 24
-		month, dom := 1+day/28, 1+day%28
-		if month == 3 { // 56 days have passed: keep weeks without a gap
-			dom = 1 + day - 59
+	begin := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+	for n := range fileWeeks * weekRows {
+		at := begin.Add(time.Duration(n) * 7 * 24 * time.Hour / weekRows)
+		delay := (n*37)%61 - 30 // late a quarter of the time, and half of it in the evening
+		if at.Hour() >= 18 {
+			delay += 16
 		}
-		switch {
-		case day < 31:
-			month, dom = 1, day+1
-		case day < 59:
-			month, dom = 2, day-30
-		default:
-			month, dom = 3, day-58
-		}
-		write(n+1, fmt.Sprintf("2001-%02d-%02dT%02d:00:00,%d,%d,SFO,LAX", month, dom, n%24, (n*37)%61-20, 300+n%24))
+		write(n+1, fmt.Sprintf("%s,%d,%d,SFO,LAX", at.Format("2006-01-02T15:04:05"), delay, 300+n%24))
 	}
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
@@ -110,11 +107,12 @@ func TestBadData(t *testing.T) {
 	if code := p.wait(patience); code != 0 {
 		t.Fatalf("exit code %d: %s", code, p.errors())
 	}
-	if r := readReport(t, report); len(r.Weeks) != 1 || r.Data.Rows != 70*24 || r.Weeks[0].Rows != 7*24 {
+	if r := readReport(t, report); len(r.Weeks) != 1 || r.Data.Rows != fileWeeks*weekRows || r.Weeks[0].Rows != weekRows {
 		t.Errorf("%+v, %d rows", r.Weeks, r.Data.Rows)
 	}
 	// The same state with other data would mix two histories.
 	failing(t, 1, "good.csv other data", demo(state, "")...)
+	failing(t, 1, "--seed 1 2", demo(state, "", "--data", good, "--seed", "2")...)
 }
 
 func TestBadPlaces(t *testing.T) {
@@ -155,7 +153,7 @@ func TestBadPlaces(t *testing.T) {
 	}
 	good := "nats://" + l.Addr().String() // somebody listens: the next server is what is missing
 	failing(t, 1, "Temporal refused", "runs", "--nats-url", good, "--temporal-address", nobody, "--state", dir)
-	failing(t, 1, "S3 refused", "models", "--nats-url", good, "--temporal-address", l.Addr().String(), "--s3-endpoint", "http://"+nobody, "--state", dir)
+	failingWith(t, 1, "S3 refused", []string{"AWS_ACCESS_KEY_ID=k", "AWS_SECRET_ACCESS_KEY=s"}, "models", "--nats-url", good, "--temporal-address", l.Addr().String(), "--s3-endpoint", "http://"+nobody, "--state", dir)
 
 	for _, args := range [][]string{
 		{"nothing"}, {"demo", "--nothing"}, {"demo", "extra"}, {"demo", "--weeks", "-1"}, {"demo", "--weeks", "x"}, {"run"},

@@ -135,7 +135,7 @@ func TestKeep(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	p := spawn(t, demo(state, "", "--weeks", "1", "--keep")...)
 	p.waitLine("stays up until Ctrl-C")
-	if out := ask(t, state, "models"); !strings.Contains(out, "champion") {
+	if out := ask(t, state, "models"); !strings.Contains(out, "CHAMPION") {
 		t.Errorf("models:\n%s", out)
 	}
 	p.signal(syscall.SIGINT)
