@@ -18,6 +18,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/cmd/internal/view"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/models"
 )
 
@@ -67,12 +68,11 @@ func (a *app) runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 		return err
 	}
 	defer discard()
+	h := hosting{Seed: f.seed, Weeks: f.weeks}
 	if f.data != "" {
-		file, err := os.Open(f.data)
-		if err != nil {
-			return fmt.Errorf("data: %w", err)
+		if h.Data, err = flights.Open(cmd.Context(), f.data); err != nil {
+			return err
 		}
-		_ = file.Close() // only whether it can be read
 	}
 	dir := cfg.StateDir
 	if state := cmd.Flags().Lookup("state"); !state.Changed {
@@ -81,10 +81,10 @@ func (a *app) runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	return a.demoIn(cmd.Context(), cfg, dir, f, save)
+	return a.demoIn(cmd.Context(), cfg, dir, f, h, save)
 }
 
-func (a *app) demoIn(outer context.Context, cfg config.Config, dir string, f demoFlags, save func(report.Report) error) (err error) {
+func (a *app) demoIn(outer context.Context, cfg config.Config, dir string, f demoFlags, h hosting, save func(report.Report) error) (err error) {
 	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
 	began := a.env.Now()
@@ -107,7 +107,7 @@ func (a *app) demoIn(outer context.Context, cfg config.Config, dir string, f dem
 		case <-ctx.Done():
 		}
 	}()
-	h := hosting{Seed: f.seed, Data: f.data, Weeks: f.weeks, Tell: screen.tell}
+	h.Tell = screen.tell
 	sys, err := starting(ctx, func() (system, error) {
 		return a.platform.Host(ctx, within(cfg, stack.Endpoints(), stack.Dir()), h)
 	})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
@@ -148,6 +149,10 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		// Without what the parser says to programmers.
+		if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
+			return usagef("%s: --%s %q: want %s", cmd.CommandPath(), bad.GetFlag().Name, bad.GetValue(), kindOf(bad.GetFlag().Value.Type()))
+		}
 		return usagef("%s: %w", cmd.CommandPath(), err)
 	})
 	config.Flags(root.PersistentFlags())
@@ -157,6 +162,19 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 		root.AddCommand(c)
 	}
 	return root
+}
+
+// kindOf says what a flag of a type of pflag's takes.
+func kindOf(kind string) string {
+	switch kind {
+	case "int":
+		return "a whole number"
+	case "uint64":
+		return "a whole number, not negative"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + kind
 }
 
 // args checks the number of positional arguments; names are those of all of

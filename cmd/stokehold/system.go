@@ -16,6 +16,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/cmd/internal/view"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/workflows"
@@ -41,7 +42,7 @@ type platform struct {
 // hosting is what a person chooses about the hosted pipelines.
 type hosting struct {
 	Seed  uint64
-	Data  string         // the user's own file; "": the vendored one
+	Data  *flights.Data  // the user's own; nil: what the example brings
 	Weeks int            // live weeks; 0: all
 	Tell  func(view.Msg) // progress, for the live view; nil: nobody looks
 }

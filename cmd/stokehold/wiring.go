@@ -68,6 +68,7 @@ type hosted struct {
 	*deployment
 	app  *stokehold.App
 	data *flights.Data
+	dir  string // of its state
 }
 
 // liveWeeks is how many weeks arrive live, at most most if that is not 0.
@@ -81,15 +82,17 @@ func (h *hosted) liveWeeks(most int) int {
 
 // host serves the models, and runs the example's pipelines against the server.
 func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err error) {
-	data, err := flights.Open(ctx, h.Data)
-	if err != nil {
-		return nil, err
+	data := h.Data
+	if data == nil {
+		if data, err = flights.Open(ctx, ""); err != nil {
+			return nil, err
+		}
 	}
 	app, err := connect(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	sys := &hosted{deployment: observe(app, cfg, nil), app: app, data: data}
+	sys := &hosted{deployment: observe(app, cfg, nil), app: app, data: data, dir: cfg.StateDir}
 	defer func() {
 		if err != nil {
 			closing(ctx, &err, sys.Close)
@@ -120,6 +123,9 @@ func feed(ctx context.Context, sys system, h hosting) (report.Data, error) {
 	s := sys.(*hosted)
 	info, err := describe(ctx, s.data)
 	if err != nil {
+		return report.Data{}, err
+	}
+	if err := claim(s.dir, info, h.Seed); err != nil {
 		return report.Data{}, err
 	}
 	train, err := find(s.Definitions, flights.TrainPipeline)

@@ -71,7 +71,7 @@ func Open(ctx context.Context, path string) (*Data, error) {
 		return nil, err
 	}
 	if least := FirstWeek + 2; weeks < least {
-		return nil, fmt.Errorf("%s covers %d weeks, at least %d are needed: %d to train on, one to evaluate, one to go live", src.Name(), weeks, least, FirstWeek)
+		return nil, fmt.Errorf("%s is too short: %d of the %d weeks that are needed, %d to train on, one to evaluate, one to go live", src.Name(), weeks, least, FirstWeek)
 	}
 	first, err := src.Start(ctx, 0)
 	if err != nil {

@@ -165,7 +165,7 @@ func TestOpenNamesWhatIsWrong(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mine.csv")
 	for name, c := range map[string]struct{ data, says string }{
 		"no delay":   {"date,distance,origin,destination\n2001-01-01,100,A,B\n", `column "delay"`},
-		"few weeks":  {"date,delay,distance,origin,destination\n2001-01-01 10:00,5,100,A,B\n", "covers 1 weeks"},
+		"few weeks":  {"date,delay,distance,origin,destination\n2001-01-01 10:00,5,100,A,B\n", "1 of the 8 weeks"},
 		"truncated":  {"date,delay,distance,origin,destination\n2001-01-01 10:00,5,10", "cut off"},
 		"text delay": {"date,delay,distance,origin,destination\n2001-01-01 10:00,late,100,A,B\n", `"late" is not of type int64`},
 	} {

@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -95,20 +94,26 @@ func (t *Columns) wrongType(f arrow.Field, have string) error {
 	return &Error{File: t.file, Column: f.Name, Err: ErrSchema, Detail: fmt.Sprintf("have %s, want %s", have, f.Type)}
 }
 
-// checkNames reports every wanted column that is not among names.
+// checkNames reports the wanted columns that are not among names, as one error.
 func (t *Columns) checkNames(names []string) error {
 	have := map[string]bool{}
 	for _, n := range names {
 		have[n] = true
 	}
-	var faults []error
+	var missing []string
 	for _, f := range t.schema.Fields() {
 		if !have[f.Name] {
-			faults = append(faults, &Error{File: t.file, Column: f.Name, Err: ErrSchema,
-				Detail: fmt.Sprintf("missing; have %s, want %s", quoted(names), quoted(columnNames(t.schema)))})
+			missing = append(missing, f.Name)
 		}
 	}
-	return errors.Join(faults...)
+	if len(missing) == 0 {
+		return nil
+	}
+	detail := "missing"
+	if others := missing[1:]; len(others) > 0 {
+		detail = "missing, and so are " + quoted(others)
+	}
+	return &Error{File: t.file, Column: missing[0], Err: ErrSchema, Detail: detail + "; the file has " + quoted(names)}
 }
 
 // append adds the rows of rec, whose columns are found by name.

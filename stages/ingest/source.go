@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -165,7 +166,7 @@ func (s *Source) load(ctx context.Context) (*split, error) {
 	if s.cfg.Path != "" {
 		info, err := os.Stat(s.cfg.Path)
 		if err != nil {
-			return nil, &Error{File: s.cfg.Path, Err: fmt.Errorf("%w: %w", ErrFormat, err), Detail: "check the path and its permissions"}
+			return nil, s.unreadable(err)
 		}
 		if !info.Mode().IsRegular() {
 			return nil, &Error{File: s.cfg.Path, Err: ErrFormat, Detail: "not a regular file"}
@@ -185,6 +186,15 @@ func (s *Source) load(ctx context.Context) (*split, error) {
 	return sp, nil
 }
 
+// unreadable is the error of a file that the system does not give, whose path it
+// names once.
+func (s *Source) unreadable(err error) error {
+	if at := (*fs.PathError)(nil); errors.As(err, &at) {
+		err = at.Err
+	}
+	return &Error{File: s.cfg.Path, Err: fmt.Errorf("%w: %w", ErrFormat, err), Detail: "check the path and its permissions"}
+}
+
 func (s *Source) read(ctx context.Context, size int64) (*split, error) {
 	if size > s.cfg.MaxBytes {
 		return nil, &Error{File: s.cfg.Name, Err: ErrLimit, Detail: fmt.Sprintf("%d bytes, at most %d", size, s.cfg.MaxBytes)}
@@ -197,7 +207,7 @@ func (s *Source) read(ctx context.Context, size int64) (*split, error) {
 	if s.cfg.Path != "" {
 		f, err := os.Open(s.cfg.Path)
 		if err != nil {
-			return nil, &Error{File: s.cfg.Path, Err: fmt.Errorf("%w: %w", ErrFormat, err), Detail: "check the path and its permissions"}
+			return nil, s.unreadable(err)
 		}
 		defer func() { _ = f.Close() }() // it was only read
 		content = f
