@@ -475,6 +475,8 @@ func plainAttr(c byte) bool { return plainAttrs[c>>6]>>(c&63)&1 != 0 }
 
 // plainAttrs has the bits of 0x21 to 0x7E without the quotation mark and the
 // percent sign.
+//
+//nolint:gochecknoglobals // a constant table
 var plainAttrs = [4]uint64{^uint64(1<<33-1) &^ (1<<'"' | 1<<'%'), ^uint64(1 << 63), 0, 0}
 
 func escapeAttr(s string) string {

@@ -188,7 +188,7 @@ func (h *handout) ready() bool {
 		}
 		g := &r.handed
 		g.Context, g.r, g.m = h.ctx, r, m
-		m.SetContext(g)
+		m.SetContext(g) //nolint:fatcontext // g belongs to this message alone and is not nested
 		h.m = m
 	}
 	return h.m != nil

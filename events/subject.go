@@ -86,6 +86,8 @@ func DecodeToken(token string) (string, error) {
 func tokenByte(c byte) bool { return tokenBytes[c>>6]>>(c&63)&1 != 0 }
 
 // tokenBytes has the bits of letters, digits and -:@#+,~!
+//
+//nolint:gochecknoglobals // a constant table
 var tokenBytes = func() (set [4]uint64) {
 	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-:@#+,~!") {
 		set[c>>6] |= 1 << (c & 63)

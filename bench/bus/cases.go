@@ -263,7 +263,7 @@ func (b *bench) watermillNATS() error {
 	if err != nil {
 		return err
 	}
-	defer pub.Close()
+	defer func() { _ = pub.Close() }() // all was acknowledged or the round failed
 	if err := b.publishes(pub, topic, theirsPublish, theirsPublishMany); err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ type result struct {
 	bytes float64 // allocated, likewise
 }
 
-func run() error {
+func run() (err error) {
 	var (
 		n       = flag.Int("n", 40000, "messages per case and round")
 		size    = flag.Int("size", 256, "payload bytes")
@@ -107,7 +107,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	srv, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
 		JetStream: true, StoreDir: dir, JetStreamMaxStore: 16 << 30, SyncAlways: *sync,
@@ -125,12 +125,10 @@ func run() error {
 		if *only == "" || *rounds < 2 {
 			return errors.New("-cpuprofile needs -only and two rounds")
 		}
-		f, err := os.Create(*profile)
-		if err != nil {
+		if b.profile, err = os.Create(*profile); err != nil {
 			return err
 		}
-		defer f.Close()
-		b.profile = f
+		defer func() { err = errors.Join(err, b.profile.Close()) }()
 	}
 	for b.round = range *rounds {
 		// Ours stands between the baselines, which it is compared with.

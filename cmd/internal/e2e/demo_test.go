@@ -13,7 +13,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-func TestDemo(t *testing.T) {
+func TestDemo(t *testing.T) { //nolint:tparallel // the subtests look at one finished run
 	t.Parallel()
 	r := reference(t)
 	t.Run("report keeps to its schema", func(t *testing.T) {

@@ -47,7 +47,6 @@ func TestDevKeepsItsState(t *testing.T) {
 			t.Errorf("the run's outcome lacks %q:\n%s", want, out)
 		}
 	}
-	before := map[string]string{}
 	look := func() map[string]string {
 		seen := map[string]string{}
 		for what, format := range map[string]string{"runs": "-o=json", "models": "-o=json", "events": "--json"} {
@@ -55,7 +54,7 @@ func TestDevKeepsItsState(t *testing.T) {
 		}
 		return seen
 	}
-	before = look()
+	before := look()
 	for what, want := range map[string]string{"runs": "flights-train/mine", "models": "champion", "events": "model.promoted"} {
 		if !strings.Contains(before[what], want) {
 			t.Errorf("%s lacks %q:\n%s", what, want, before[what])
@@ -79,7 +78,7 @@ func TestDevKeepsItsState(t *testing.T) {
 	if left := leftIn(t, state); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	p = startDev(t, state)
+	startDev(t, state)
 	same("after a clean end")
 	// A run of a name that is taken, and one that fails, each in one line.
 	failing(t, 1, `flights-train/mine`, "run", "flights-train", "--param", "week=6", "--key", "mine", "--state", state)
