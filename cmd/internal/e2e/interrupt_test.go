@@ -48,12 +48,7 @@ func sharedMemory(t testing.TB) map[string]bool {
 func TestInterrupt(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"the servers start", "the stack is up", "the worker process is there", "the first training", "a retraining", "a migration"} {
-		var m moment
-		for _, m = range moments {
-			if m.name == name {
-				break
-			}
-		}
+		m := named(t, name)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tmp, before := t.TempDir(), sharedMemory(t)
