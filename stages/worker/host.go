@@ -241,7 +241,7 @@ type Host struct {
 
 // startAttempts is how often Start tries where the child ends at once: somebody
 // may have killed it.
-const startAttempts = 3
+const startAttempts = 6
 
 // Start starts the child and waits until it is ready. The error is a *DiedError
 // if it started but ended at once, again and again, or was not ready in time.

@@ -120,14 +120,16 @@ func (p *process) handshake(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = p.conn.c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := p.conn.send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); err != nil {
+	if err := p.conn.send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return errEnded
+	} else if err != nil {
 		return err
 	}
 	pkt, err := p.conn.receive()
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 		return errEnded
 	case err != nil:
 		return err
