@@ -187,8 +187,8 @@ func (h *handout) ready() bool {
 			continue
 		}
 		g := &r.handed
-		g.Context, g.r, g.m = h.ctx, r, m
-		m.SetContext(g) //nolint:fatcontext // g belongs to this message alone and is not nested
+		g.Context, g.r, g.m = h.ctx, r, m //nolint:fatcontext // g belongs to this message alone and is not nested
+		m.SetContext(g)
 		h.m = m
 	}
 	return h.m != nil
