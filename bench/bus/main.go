@@ -7,12 +7,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/pprof"
 	"slices"
@@ -24,6 +22,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/stokehold/stokehold/internal/benchtable"
 )
 
 func main() {
@@ -31,15 +31,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bus:", err)
 		os.Exit(1)
 	}
-}
-
-// row is one line of the table: medians of all rounds.
-type row struct {
-	Case     string  `json:"case"`
-	Unit     string  `json:"unit"`
-	Value    float64 `json:"value"`
-	Baseline float64 `json:"baseline"`
-	Ratio    float64 `json:"ratio"`
 }
 
 // What is measured. A case is skipped unless -only is in its name.
@@ -168,27 +159,20 @@ func heap(r result) float64 { return r.bytes }
 // table prints and stores the comparisons. Beside the ratio of the rates stands
 // that of the processor time, which depends less on what else the machine does.
 func (b *bench) table(path string) error {
-	var rows []row
+	var rows []benchtable.Row
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "case\tmsg/s\tbaseline\tratio\tµs CPU\tbaseline\tratio\t")
 	for _, c := range comparisons() {
 		ours, base := b.results[c[1]], b.results[c[2]]
 		v, bv := median(ours, rate), median(base, rate)
 		used, baseUsed := median(ours, cpu), median(base, cpu)
-		rows = append(rows, row{c[0], "msg/s", v, bv, v / bv})
+		rows = append(rows, benchtable.Row{Case: c[0], Unit: "msg/s", Value: v, Baseline: bv, Ratio: v / bv})
 		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.2f\t%.1f\t%.1f\t%.2f\t\n", c[0], v, bv, v/bv, used, baseUsed, baseUsed/used)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(rows, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(raw, '\n'), 0o644)
+	return benchtable.Write(path, rows)
 }
 
 // list prints what each case costs.

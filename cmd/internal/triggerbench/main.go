@@ -25,6 +25,7 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/internal/workflowstest"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/benchtable"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/workflows"
 )
@@ -34,15 +35,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "triggerbench:", err)
 		os.Exit(1)
 	}
-}
-
-// row is one line of the table and of the file.
-type row struct {
-	Case     string  `json:"case"`
-	Unit     string  `json:"unit"`
-	Value    float64 `json:"value"`
-	Baseline float64 `json:"baseline"` // one signal for each event, or the target for a latency
-	Ratio    float64 `json:"ratio"`    // baseline / value where less is better, value / baseline otherwise
 }
 
 func run() error {
@@ -75,7 +67,7 @@ type bench struct {
 	env     *workflowstest.Env
 	light   *workflowstest.Light
 	started chan arrival
-	rows    []row
+	rows    []benchtable.Row
 }
 
 type arrival struct {
@@ -244,8 +236,8 @@ func (b *bench) burst(ctx context.Context, n, signals int) error {
 	b.more("same, with publication as the baseline", "events/s", float64(n)/took.Seconds(), float64(n)/published.Seconds())
 	b.less(fmt.Sprintf("history of %d events", n), "history events", float64(historyEvents), float64(base.events)*scale)
 	b.less(fmt.Sprintf("history of %d events", n), "bytes", float64(historyBytes), float64(base.bytes)*scale)
-	b.rows = append(b.rows, row{fmt.Sprintf("runs started by %d events", n), "runs", float64(s.Fired), 1, 1},
-		row{"events lost", "events", float64(n - p.EventCount), 0, 1})
+	b.rows = append(b.rows, benchtable.Row{Case: fmt.Sprintf("runs started by %d events", n), Unit: "runs", Value: float64(s.Fired), Baseline: 1, Ratio: 1},
+		benchtable.Row{Case: "events lost", Unit: "events", Value: float64(n - p.EventCount), Baseline: 0, Ratio: 1})
 	return nil
 }
 
@@ -321,11 +313,11 @@ func (b *bench) oneByOne(ctx context.Context, evs []events.Event) (baseline, err
 }
 
 func (b *bench) less(name, unit string, value, base float64) {
-	b.rows = append(b.rows, row{name, unit, value, base, ratio(base, value)})
+	b.rows = append(b.rows, benchtable.Row{Case: name, Unit: unit, Value: value, Baseline: base, Ratio: ratio(base, value)})
 }
 
 func (b *bench) more(name, unit string, value, base float64) {
-	b.rows = append(b.rows, row{name, unit, value, base, ratio(value, base)})
+	b.rows = append(b.rows, benchtable.Row{Case: name, Unit: unit, Value: value, Baseline: base, Ratio: ratio(value, base)})
 }
 
 func ratio(a, b float64) float64 {
@@ -347,14 +339,7 @@ func (b *bench) report(path string) error {
 	if path == "" {
 		return nil
 	}
-	raw, err := json.MarshalIndent(b.rows, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(raw, '\n'), 0o644)
+	return benchtable.Write(path, b.rows)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
