@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
+	"github.com/stokehold/stokehold/workflows"
 )
 
 func (a *app) dev() *cobra.Command {
@@ -79,10 +81,17 @@ func (a *app) sayReady(stack *devstack.Stack, took time.Duration) {
 	fmt.Fprintf(a.env.Out, "%s\n", th.Dim.Render("Try 'stokehold events --follow' here in another terminal. Ctrl-C stops it."))
 }
 
+// runsPage is the UI's list of runs alone: the triggers' workflows are always
+// there and would bury them.
+func runsPage(e devstack.Endpoints) string {
+	query := url.Values{"query": {`WorkflowType="` + workflows.PipelineWorkflow + `"`}}
+	return e.UIURL + "/namespaces/" + e.Namespace + "/workflows?" + query.Encode()
+}
+
 func (a *app) sayAddresses(e devstack.Endpoints) {
 	th := a.env.theme()
 	for _, l := range [][2]string{
-		{"Temporal UI ", e.UIURL}, {"Temporal    ", e.TemporalAddress}, {"NATS        ", e.NATSURL},
+		{"Temporal UI ", runsPage(e)}, {"Temporal    ", e.TemporalAddress}, {"NATS        ", e.NATSURL},
 		{"S3          ", e.S3Endpoint + ", bucket " + e.S3Bucket},
 	} {
 		fmt.Fprintf(a.env.Out, "  %s %s\n", th.Dim.Render(l[0]), l[1])
