@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"math"
 	"os"
 	"path/filepath"
@@ -14,32 +13,13 @@ import (
 	"time"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/golden"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/workflows"
 )
 
-var update = flag.Bool("update", false, "rewrite goldens")
-
 // nothing is a stage that executors of these tests do not call.
 var nothing = stages.Func(func(context.Context, *stages.Task) error { return errors.New("not called") })
-
-// golden compares text with testdata/NAME.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("differs from %s (run with -update to accept):\n%s", path, got)
-	}
-}
 
 // loop is a pipeline that uses everything.
 func loop(t *testing.T) *workflows.Definition {
@@ -86,7 +66,7 @@ func TestBuildReportsEveryFault(t *testing.T) {
 	if !errors.As(err, &b) {
 		t.Fatalf("got %v, want a *BuildError", err)
 	}
-	golden(t, "build_faults.txt", err.Error()+"\n")
+	golden.Compare(t, "build_faults.txt", err.Error()+"\n")
 }
 
 // The builder's types make most of these impossible; JSON does not.
@@ -108,7 +88,7 @@ func TestValidateReportsEveryFault(t *testing.T) {
 	if !errors.As(err, &b) {
 		t.Fatalf("got %v, want a *BuildError", err)
 	}
-	golden(t, "validate_faults.txt", err.Error()+"\n")
+	golden.Compare(t, "validate_faults.txt", err.Error()+"\n")
 }
 
 func TestValidateEvents(t *testing.T) {
@@ -152,7 +132,7 @@ func TestDefinitionJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "flights-train.json", string(raw)+"\n")
+	golden.Compare(t, "flights-train.json", string(raw)+"\n")
 	back, err := workflows.ParseDefinition(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -180,8 +160,8 @@ func TestDefinitionJSON(t *testing.T) {
 
 func TestDrawings(t *testing.T) {
 	d := loop(t)
-	golden(t, "flights-train.mmd", d.Mermaid())
-	golden(t, "flights-train.txt", d.Text())
+	golden.Compare(t, "flights-train.mmd", d.Mermaid())
+	golden.Compare(t, "flights-train.txt", d.Text())
 }
 
 func FuzzParseDefinition(f *testing.F) {

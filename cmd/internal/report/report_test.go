@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"iter"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,29 +19,10 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/internal/golden"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/drift"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs (run with -update and look at the difference); got:\n%s", path, got)
-	}
-}
 
 type log struct {
 	t   *testing.T
@@ -267,7 +245,7 @@ func TestJSONFollowsTheSchema(t *testing.T) {
 func TestRender(t *testing.T) {
 	r := build(t)
 	for _, width := range []int{80, 120} {
-		golden(t, fmt.Sprintf("table%d.txt", width), r.Render(width, report.Theme{}))
+		golden.Compare(t, fmt.Sprintf("table%d.txt", width), r.Render(width, report.Theme{}))
 	}
 	for _, width := range []int{1, 20, 79, 80, 81, 120, 300} {
 		for _, dark := range []bool{true, false} {

@@ -3,11 +3,8 @@ package view_test
 import (
 	"bytes"
 	"context"
-	"flag"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -21,28 +18,9 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/view"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/internal/golden"
 	"github.com/stokehold/stokehold/stages/drift"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs (run with -update and look at the difference); got:\n%s", path, got)
-	}
-}
 
 // play makes up a run, a message every few milliseconds of a clock of its own.
 type play struct {
@@ -184,7 +162,7 @@ func TestFrames(t *testing.T) {
 	for name, msgs := range moments() {
 		for _, size := range [][2]int{{80, 24}, {120, 40}} {
 			frame := view.Frame(after(msgs, size[0], size[1]), view.NewLook(false, true))
-			golden(t, fmt.Sprintf("%s-%dx%d.txt", name, size[0], size[1]), trimLines(frame))
+			golden.Compare(t, fmt.Sprintf("%s-%dx%d.txt", name, size[0], size[1]), trimLines(frame))
 		}
 	}
 }
@@ -347,7 +325,7 @@ func TestShowPlain(t *testing.T) {
 	if strings.ContainsFunc(got, func(r rune) bool { return r < 0x20 && r != '\n' || r == 0x7f }) {
 		t.Errorf("control characters in %q", got)
 	}
-	golden(t, "plain.txt", got)
+	golden.Compare(t, "plain.txt", got)
 }
 
 func TestShowDrawsAndLeavesTheLastFrame(t *testing.T) {
