@@ -4,20 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/natstest"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/models/safetensors"
 )
 
 // A model is registered, promoted, and found by its alias.
 func ExampleRegistry() {
-	if err := registryExample(); err != nil {
+	if err := natstest.Scratch(registryExample); err != nil {
 		fmt.Println(err)
 	}
 	// Output:
@@ -26,25 +24,7 @@ func ExampleRegistry() {
 	// coefficients [0.5 -1.25]
 }
 
-func registryExample() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	dir, err := os.MkdirTemp("", "models")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
-	if err != nil {
-		return err
-	}
-	srv.Start()
-	defer func() { srv.Shutdown(); srv.WaitForShutdown() }()
-	conn, err := nats.Connect("", nats.InProcessServer(srv))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+func registryExample(ctx context.Context, conn *nats.Conn, dir string) (err error) {
 	bus, err := events.Open(ctx, events.Config{Conn: conn, Judge: events.AllowAll(), MaxBytes: 64 << 20})
 	if err != nil {
 		return err

@@ -4,22 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/array"
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/natstest"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/objectdir"
 )
 
 // Three batches are written, one is moved to the cold tier, and all are read.
 func ExampleStore() {
-	if err := storeExample(); err != nil {
+	if err := natstest.Scratch(storeExample); err != nil {
 		fmt.Println(err)
 	}
 	// Output:
@@ -29,25 +27,7 @@ func ExampleStore() {
 	// {Hot:2 Warm:1 Cold:0 Moved:1}
 }
 
-func storeExample() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	dir, err := os.MkdirTemp("", "tiers")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
-	if err != nil {
-		return err
-	}
-	srv.Start()
-	defer func() { srv.Shutdown(); srv.WaitForShutdown() }()
-	conn, err := nats.Connect("", nats.InProcessServer(srv))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+func storeExample(ctx context.Context, conn *nats.Conn, dir string) (err error) {
 	bus, err := events.Open(ctx, events.Config{Conn: conn, Judge: events.AllowAll(), MaxBytes: 64 << 20})
 	if err != nil {
 		return err
