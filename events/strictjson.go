@@ -332,7 +332,7 @@ func (s *scanner) escape() error {
 	}
 }
 
-// hex4 reads "uXXXX".
+// hex4 reads the u and four hexadecimal digits of an escape.
 func (s *scanner) hex4() (rune, error) {
 	s.i++
 	if len(s.b)-s.i < 4 {
