@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // process is one child: its process, its socket, and the goroutine that reads
@@ -21,11 +23,11 @@ import (
 type process struct {
 	cfg    *Config
 	cmd    *exec.Cmd
-	conn   *conn
+	conn   *handoff.Conn
 	output *tail
-	in     chan packet   // to the running job
-	taken  chan struct{} // the job is done with the packet just received
-	exited chan struct{} // process reaped, state set
+	in     chan handoff.Packet // to the running job
+	taken  chan struct{}       // the job is done with the packet just received
+	exited chan struct{}       // process reaped, state set
 	state  *os.ProcessState
 	dead   chan struct{}
 	once   sync.Once
@@ -42,20 +44,20 @@ type process struct {
 // startProcess starts the child and waits for it to be ready, or for
 // cfg.StartTimeout.
 func startProcess(ctx context.Context, cfg *Config) (*process, error) {
-	ours, theirs, err := socketPair()
+	ours, theirs, err := handoff.Pair()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = theirs.Close() }() // the child has its own
-	c, err := newConn(ours)
+	c, err := handoff.NewConn(ours, carries)
 	_ = ours.Close() // c has its own descriptor
 	if err != nil {
 		return nil, err
 	}
-	c.timeout = cfg.HeartbeatTimeout
+	c.SendTimeout = cfg.HeartbeatTimeout
 	p := &process{
 		cfg: cfg, conn: c, output: &tail{limit: cfg.OutputBytes},
-		in: make(chan packet), taken: make(chan struct{}), exited: make(chan struct{}), dead: make(chan struct{}),
+		in: make(chan handoff.Packet), taken: make(chan struct{}), exited: make(chan struct{}), dead: make(chan struct{}),
 		granted: map[string]bool{},
 	}
 	// No context: the child outlives the call that starts it, and ends by kill or
@@ -81,7 +83,7 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		close(p.exited)
 	}()
 	if err := <-started; err != nil {
-		c.close()
+		c.Close()
 		return nil, fmt.Errorf("worker: start %s: %w", cfg.Command[0], err)
 	}
 	_ = theirs.Close() // so that the socket ends when the child does
@@ -118,14 +120,14 @@ var errEnded = errors.New("it ended before it was ready")
 func (p *process) handshake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.StartTimeout, fmt.Errorf("not ready after %v", p.cfg.StartTimeout))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = p.conn.c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { p.conn.SetReceiveDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := p.conn.send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+	if err := p.conn.Send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return errEnded
 	} else if err != nil {
 		return err
 	}
-	pkt, err := p.conn.receive()
+	pkt, err := p.conn.Receive()
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -133,11 +135,11 @@ func (p *process) handshake(ctx context.Context) error {
 		return errEnded
 	case err != nil:
 		return err
-	case pkt.kind != kindReady:
-		closeAll(pkt.fds)
-		return violation("message of kind %d, want ready", pkt.kind)
+	case pkt.Kind != kindReady:
+		pkt.CloseFDs()
+		return handoff.Violation("message of kind %d, want ready", pkt.Kind)
 	}
-	_, err = decodeHello(pkt.payload)
+	_, err = decodeHello(pkt.Payload)
 	return err
 }
 
@@ -146,9 +148,9 @@ func (p *process) handshake(ctx context.Context) error {
 // stalled child.
 func (p *process) read() {
 	for {
-		_ = p.conn.c.SetReadDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
+		p.conn.SetReceiveDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
 		p.reading.Store(true)
-		pkt, err := p.conn.receive()
+		pkt, err := p.conn.Receive()
 		p.reading.Store(false)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -161,7 +163,7 @@ func (p *process) read() {
 			p.kill(err)
 			return
 		}
-		if pkt.kind == kindPong {
+		if pkt.Kind == kindPong {
 			continue
 		}
 		select {
@@ -172,7 +174,7 @@ func (p *process) read() {
 				return
 			}
 		case <-p.dead:
-			closeAll(pkt.fds)
+			pkt.CloseFDs()
 			return
 		}
 	}
@@ -190,7 +192,7 @@ func (p *process) beat() {
 			if !p.reading.Load() {
 				continue
 			}
-			if err := p.conn.send(kindPing, 0, encodeU64(n)); err != nil {
+			if err := p.conn.Send(kindPing, 0, encodeU64(n)); err != nil {
 				p.kill(err)
 				return
 			}
@@ -209,7 +211,7 @@ func (p *process) kill(why error) {
 			p.killGroup()
 		}
 		p.reapMu.Unlock()
-		p.conn.close()
+		p.conn.Close()
 		close(p.dead)
 	})
 }
@@ -247,7 +249,7 @@ func (p *process) killGroup() {
 // stop asks the child to end, and kills it when ctx ends first. The group is
 // killed in any case: grandchildren do not outlive the worker.
 func (p *process) stop(ctx context.Context) {
-	if p.conn.send(kindGoodbye, 0, nil) == nil {
+	if p.conn.Send(kindGoodbye, 0, nil) == nil {
 		select {
 		case <-p.exited:
 		case <-p.dead:

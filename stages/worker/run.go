@@ -15,6 +15,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // run is one job on one child, host side.
@@ -52,13 +53,13 @@ func (r *run) do(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("worker: stage %q: parameters: %w", r.job.Stage, err)
 	}
-	if len(note) > maxPacket-headerBytes {
-		return fmt.Errorf("worker: stage %q: parameters of %d bytes: at most %d; pass large values by reference", r.job.Stage, len(note), maxPacket-headerBytes)
+	if len(note) > maxPayload {
+		return fmt.Errorf("worker: stage %q: parameters of %d bytes: at most %d; pass large values by reference", r.job.Stage, len(note), maxPayload)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.abort = cancel
-	if err := r.p.conn.send(kindTask, r.id, note); err != nil {
+	if err := r.p.conn.Send(kindTask, r.id, note); err != nil {
 		r.p.kill(err)
 	}
 	err = r.serve(ctx)
@@ -87,7 +88,7 @@ func (r *run) serve(ctx context.Context) error {
 		}
 		cause, done = err, nil
 		grace = time.After(r.host.cfg.CancelGrace)
-		if err := r.p.conn.send(kindCancel, r.id, []byte(clipped(err.Error(), 1024))); err != nil {
+		if err := r.p.conn.Send(kindCancel, r.id, []byte(clipped(err.Error(), 1024))); err != nil {
 			r.p.kill(err)
 		}
 	}
@@ -129,21 +130,21 @@ func (r *run) serve(ctx context.Context) error {
 }
 
 // handle deals with one message. over: the child says that the job ended.
-func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool, err error) {
-	if pkt.job != r.id {
-		closeAll(pkt.fds)
-		switch pkt.kind {
+func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (over bool, err error) {
+	if pkt.Job != r.id {
+		pkt.CloseFDs()
+		switch pkt.Kind {
 		case kindProgress, kindLog, kindMetrics: // late words of an earlier job
 			return false, nil
 		default:
-			return false, violation("message of kind %d for job %d while job %d runs", pkt.kind, pkt.job, r.id)
+			return false, handoff.Violation("message of kind %d for job %d while job %d runs", pkt.Kind, pkt.Job, r.id)
 		}
 	}
-	switch pkt.kind {
+	switch pkt.Kind {
 	case kindOpen:
-		return false, r.open(ctx, pkt.payload)
+		return false, r.open(ctx, pkt.Payload)
 	case kindRelease:
-		tokens, err := decodeTokens(pkt.payload)
+		tokens, err := decodeTokens(pkt.Payload)
 		if err != nil {
 			return false, err
 		}
@@ -152,38 +153,38 @@ func (r *run) handle(ctx context.Context, pkt packet, cancelled bool) (over bool
 		return false, r.output(ctx, pkt, cancelled)
 	case kindProgress:
 		var p Progress
-		if err := decodeJSON(pkt.payload, &p); err != nil || r.job.OnProgress == nil || cancelled {
+		if err := decodeJSON(pkt.Payload, &p); err != nil || r.job.OnProgress == nil || cancelled {
 			return false, err
 		}
 		return false, r.job.OnProgress(p)
 	case kindLog:
 		var l Log
-		if err := decodeJSON(pkt.payload, &l); err != nil || r.job.OnLog == nil {
+		if err := decodeJSON(pkt.Payload, &l); err != nil || r.job.OnLog == nil {
 			return false, err
 		}
 		r.job.OnLog(l)
 		return false, nil
 	case kindMetrics:
 		var m map[string]float64
-		if err := decodeJSON(pkt.payload, &m); err != nil || r.job.OnMetrics == nil || cancelled {
+		if err := decodeJSON(pkt.Payload, &m); err != nil || r.job.OnMetrics == nil || cancelled {
 			return false, err
 		}
 		return false, r.job.OnMetrics(m)
 	case kindDone:
-		d, err := decodeDoneNote(pkt.payload)
+		d, err := decodeDoneNote(pkt.Payload)
 		r.host.count.childWritten.Add(d.written)
 		r.copied += d.copied
 		return true, err
 	case kindFailed:
 		var f failedNote
-		if err := decodeJSON(pkt.payload, &f); err != nil {
+		if err := decodeJSON(pkt.Payload, &f); err != nil {
 			return true, err
 		}
 		r.host.count.childWritten.Add(f.Written)
 		r.copied += f.Copied
 		return true, &StageError{Stage: r.job.Stage, Message: f.Message, Unknown: f.Unknown, Permanent: f.Permanent}
 	default:
-		return false, violation("message of kind %d from the child", pkt.kind)
+		return false, handoff.Violation("message of kind %d from the child", pkt.Kind)
 	}
 }
 
@@ -195,10 +196,10 @@ func (r *run) open(ctx context.Context, payload []byte) error {
 	}
 	i := int(note.input)
 	if i >= len(r.job.Inputs) {
-		return violation("open of input %d of %d", i, len(r.job.Inputs))
+		return handoff.Violation("open of input %d of %d", i, len(r.job.Inputs))
 	}
 	if r.feeding[i].Swap(true) {
-		return violation("open of input %d, which is open", i)
+		return handoff.Violation("open of input %d, which is open", i)
 	}
 	r.feeders.Go(func() {
 		// Where the child is gone, that is what ended the job, not what a message to it
@@ -235,7 +236,7 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 		return err
 	}
 	r.feeding[input].Store(false) // the child may ask again once it has read the end
-	return r.sent(r.p.conn.send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input))))
+	return r.sent(r.p.conn.Send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input))))
 }
 
 // place makes sure that a batch is in shared memory.
@@ -294,7 +295,7 @@ func (r *run) lease(input int, sequence uint64, lease *shm.Lease) error {
 	}
 	r.host.count.inBatches.Add(1)
 	r.host.count.inBytes.Add(uint64(body))
-	return r.sent(r.p.conn.send(kindBatch, r.id, payload))
+	return r.sent(r.p.conn.Send(kindBatch, r.id, payload))
 }
 
 func (r *run) sent(err error) error {
@@ -313,7 +314,7 @@ func (r *run) release(tokens []uint64) error {
 		delete(r.leased, t)
 		r.mu.Unlock()
 		if !ok {
-			return violation("release of a lease that the child does not hold")
+			return handoff.Violation("release of a lease that the child does not hold")
 		}
 		r.drop(l)
 		<-r.credit[l.input]
@@ -359,9 +360,9 @@ func (r *run) reclaim() {
 }
 
 // output adopts what the child published, validates it and hands it on.
-func (r *run) output(ctx context.Context, pkt packet, cancelled bool) error {
-	fd := pkt.fds[0]
-	note, err := decodeOutputNote(pkt.payload)
+func (r *run) output(ctx context.Context, pkt handoff.Packet, cancelled bool) error {
+	fd := pkt.FDs[0]
+	note, err := decodeOutputNote(pkt.Payload)
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
@@ -402,7 +403,7 @@ func (r *run) output(ctx context.Context, pkt packet, cancelled bool) error {
 			return fmt.Errorf("take output %d: %w", note.sequence, err)
 		}
 	}
-	return r.sent(r.p.conn.send(kindAck, r.id, encodeU64(note.sequence)))
+	return r.sent(r.p.conn.Send(kindAck, r.id, encodeU64(note.sequence)))
 }
 
 // grant makes an arena known to the child.
@@ -412,12 +413,12 @@ func (p *process) grant(a *shm.Arena) error {
 	if p.granted[a.ID()] {
 		return nil
 	}
-	id, err := arenaID(a.ID())
+	id, err := handoff.ArenaID(a.ID())
 	if err != nil {
 		return err
 	}
 	err = a.WithFD(func(fd int) error {
-		err := p.conn.send(kindArena, 0, arenaGrant{id: id, size: a.Size()}.encode(), fd)
+		err := p.conn.Send(kindArena, 0, handoff.ArenaGrant{ID: id, Size: a.Size()}.Encode(), fd)
 		if err != nil {
 			p.kill(err)
 		}
@@ -436,9 +437,9 @@ func (p *process) revoke(a *shm.Arena, unused func() bool) {
 	if !unused() {
 		return
 	}
-	if id, err := arenaID(a.ID()); err == nil && p.granted[a.ID()] {
+	if id, err := handoff.ArenaID(a.ID()); err == nil && p.granted[a.ID()] {
 		delete(p.granted, a.ID())
-		if err := p.conn.send(kindForget, 0, id[:]); err != nil {
+		if err := p.conn.Send(kindForget, 0, id[:]); err != nil {
 			p.kill(err)
 		}
 	}

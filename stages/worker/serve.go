@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // Func is stage code that runs in a child. It returns when its work is done or
@@ -46,13 +47,13 @@ func Serve(ctx context.Context, stages map[string]Func) error {
 	}
 	unix.CloseOnExec(socketFD)
 	f := os.NewFile(socketFD, "worker-socket")
-	c, err := newConn(f)
+	c, err := handoff.NewConn(f, carries)
 	_ = f.Close() // c has its own descriptor
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	defer context.AfterFunc(ctx, c.close)()
+	defer c.Close()
+	defer context.AfterFunc(ctx, c.Close)()
 	s := &server{conn: c, stages: stages, views: map[string]*shm.View{}}
 	defer s.end()
 	err = s.loop(ctx)
@@ -67,7 +68,7 @@ func Serve(ctx context.Context, stages map[string]Func) error {
 
 // server is the child's side of the connection.
 type server struct {
-	conn   *conn
+	conn   *handoff.Conn
 	stages map[string]Func
 
 	mu    sync.Mutex
@@ -79,22 +80,22 @@ type server struct {
 var errGoodbye = errors.New("goodbye")
 
 func (s *server) loop(ctx context.Context) error {
-	pkt, err := s.conn.receive()
+	pkt, err := s.conn.Receive()
 	if err != nil {
 		return err
 	}
-	if pkt.kind != kindHello {
-		closeAll(pkt.fds)
-		return violation("message of kind %d, want hello", pkt.kind)
+	if pkt.Kind != kindHello {
+		pkt.CloseFDs()
+		return handoff.Violation("message of kind %d, want hello", pkt.Kind)
 	}
-	if _, err := decodeHello(pkt.payload); err != nil {
+	if _, err := decodeHello(pkt.Payload); err != nil {
 		return err
 	}
-	if err := s.conn.send(kindReady, 0, hello{uint32(os.Getpid())}.encode()); err != nil {
+	if err := s.conn.Send(kindReady, 0, hello{uint32(os.Getpid())}.encode()); err != nil {
 		return err
 	}
 	for {
-		pkt, err := s.conn.receive()
+		pkt, err := s.conn.Receive()
 		if err != nil {
 			return err
 		}
@@ -106,21 +107,21 @@ func (s *server) loop(ctx context.Context) error {
 	}
 }
 
-func (s *server) handle(ctx context.Context, pkt packet) error {
-	switch pkt.kind {
+func (s *server) handle(ctx context.Context, pkt handoff.Packet) error {
+	switch pkt.Kind {
 	case kindPing:
-		return s.conn.send(kindPong, 0, pkt.payload)
+		return s.conn.Send(kindPong, 0, pkt.Payload)
 	case kindGoodbye:
 		return errGoodbye
 	case kindArena:
 		return s.grant(pkt)
 	case kindForget:
-		if len(pkt.payload) != 16 {
-			return violation("arena id of %d bytes", len(pkt.payload))
+		if len(pkt.Payload) != 16 {
+			return handoff.Violation("arena id of %d bytes", len(pkt.Payload))
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		id := hex.EncodeToString(pkt.payload)
+		id := hex.EncodeToString(pkt.Payload)
 		if v := s.views[id]; v != nil {
 			v.Close()
 			delete(s.views, id)
@@ -133,18 +134,18 @@ func (s *server) handle(ctx context.Context, pkt packet) error {
 	s.mu.Lock()
 	t := s.task
 	s.mu.Unlock()
-	if t == nil || t.job != pkt.job {
+	if t == nil || t.job != pkt.Job {
 		return nil // crossed the job's end on its way; the host reclaims what it leased
 	}
-	switch pkt.kind {
+	switch pkt.Kind {
 	case kindBatch:
-		m, err := decodeBatchLease(pkt.payload)
+		m, err := decodeBatchLease(pkt.Payload)
 		if err != nil {
 			return err
 		}
 		return t.arrived(m)
 	case kindEnd:
-		i, err := decodeU16(pkt.payload)
+		i, err := decodeU16(pkt.Payload)
 		if err != nil {
 			return err
 		}
@@ -154,25 +155,25 @@ func (s *server) handle(ctx context.Context, pkt packet) error {
 		case <-t.window:
 			return nil
 		default:
-			return violation("acknowledgement of no output")
+			return handoff.Violation("acknowledgement of no output")
 		}
 	case kindCancel:
-		t.cancel(fmt.Errorf("cancelled by the host: %s", pkt.payload))
+		t.cancel(fmt.Errorf("cancelled by the host: %s", pkt.Payload))
 		return nil
 	default:
-		return violation("message of kind %d from the host", pkt.kind)
+		return handoff.Violation("message of kind %d from the host", pkt.Kind)
 	}
 }
 
-func (s *server) grant(pkt packet) error {
-	fd := pkt.fds[0]
-	defer closeAll(pkt.fds)
-	m, err := decodeArenaGrant(pkt.payload)
+func (s *server) grant(pkt handoff.Packet) error {
+	fd := pkt.FDs[0]
+	defer pkt.CloseFDs()
+	m, err := handoff.DecodeArenaGrant(pkt.Payload)
 	if err != nil {
 		return err
 	}
-	id := hex.EncodeToString(m.id[:])
-	v, err := shm.OpenView(fd, id, m.size)
+	id := hex.EncodeToString(m.ID[:])
+	v, err := shm.OpenView(fd, id, m.Size)
 	if err != nil {
 		return err
 	}
@@ -180,7 +181,7 @@ func (s *server) grant(pkt packet) error {
 	defer s.mu.Unlock()
 	if s.views[id] != nil {
 		v.Close()
-		return violation("arena %s granted twice", id)
+		return handoff.Violation("arena %s granted twice", id)
 	}
 	s.views[id] = v
 	return nil
@@ -192,21 +193,21 @@ func (s *server) view(id string) *shm.View {
 	return s.views[id]
 }
 
-func (s *server) start(ctx context.Context, pkt packet) error {
+func (s *server) start(ctx context.Context, pkt handoff.Packet) error {
 	var note taskNote
-	if err := decodeJSON(pkt.payload, &note); err != nil {
+	if err := decodeJSON(pkt.Payload, &note); err != nil {
 		return err
 	}
 	if note.Credit < 1 || note.Credit > 256 {
-		return violation("credit %d", note.Credit)
+		return handoff.Violation("credit %d", note.Credit)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.task != nil {
-		return violation("job %d while job %d runs", pkt.job, s.task.job)
+		return handoff.Violation("job %d while job %d runs", pkt.Job, s.task.job)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	t := newTask(s, pkt.job, note, cancel)
+	t := newTask(s, pkt.Job, note, cancel)
 	s.task = t
 	s.wait.Go(func() {
 		defer cancel(nil)
@@ -241,7 +242,7 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 	s.mu.Unlock()
 	note := doneNote{written: uint64(t.written.Bytes()), copied: t.copied.Load()}
 	if err == nil {
-		err = s.conn.send(kindDone, t.job, note.encode())
+		err = s.conn.Send(kindDone, t.job, note.encode())
 	} else {
 		var p interface{ Permanent() bool }
 		permanent := errors.As(err, &p) && p.Permanent()
@@ -250,11 +251,11 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 			Message: clipped(err.Error(), maxText), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied,
 		})
 		if err == nil {
-			err = s.conn.send(kindFailed, t.job, b)
+			err = s.conn.Send(kindFailed, t.job, b)
 		}
 	}
 	if err != nil {
-		s.conn.close() // the host is gone; the loop ends
+		s.conn.Close() // the host is gone; the loop ends
 	}
 }
 

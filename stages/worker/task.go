@@ -15,6 +15,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // ChildTask is one job as stage code in the child sees it. Its methods may be
@@ -113,7 +114,7 @@ func (t *ChildTask) openInput(input string, from, to uint64) (int, chan batchLea
 	}
 	c := make(chan batchLease, t.credit)
 	t.inputs[i] = c
-	return i, c, t.server.conn.send(kindOpen, t.job, openNote{uint16(i), from, to}.encode())
+	return i, c, t.server.conn.Send(kindOpen, t.job, openNote{uint16(i), from, to}.encode())
 }
 
 func (t *ChildTask) spend(input int) {
@@ -175,7 +176,7 @@ func (t *ChildTask) flush() {
 	defer t.mu.Unlock()
 	for len(t.released) > 0 && !t.over {
 		n := min(len(t.released), maxReleases)
-		if err := t.server.conn.send(kindRelease, t.job, encodeTokens(t.released[:n])); err != nil {
+		if err := t.server.conn.Send(kindRelease, t.job, encodeTokens(t.released[:n])); err != nil {
 			t.cancel(err)
 			return
 		}
@@ -194,16 +195,16 @@ func (t *ChildTask) arrived(m batchLease) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if int(m.input) >= len(t.inputs) {
-		return violation("batch for input %d of %d", m.input, len(t.inputs))
+		return handoff.Violation("batch for input %d of %d", m.input, len(t.inputs))
 	}
 	if t.inputs[m.input] == nil {
-		return violation("batch for input %d, which is not open", m.input)
+		return handoff.Violation("batch for input %d, which is not open", m.input)
 	}
 	select {
 	case t.inputs[m.input] <- m:
 		return nil
 	default:
-		return violation("more batches than the credit of %d", t.credit)
+		return handoff.Violation("more batches than the credit of %d", t.credit)
 	}
 }
 
@@ -211,10 +212,10 @@ func (t *ChildTask) ended(input int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if input >= len(t.inputs) {
-		return violation("end of input %d of %d", input, len(t.inputs))
+		return handoff.Violation("end of input %d of %d", input, len(t.inputs))
 	}
 	if t.inputs[input] == nil {
-		return violation("end of input %d, which is not open", input)
+		return handoff.Violation("end of input %d, which is not open", input)
 	}
 	close(t.inputs[input])
 	t.inputs[input] = nil
@@ -262,7 +263,7 @@ func (t *ChildTask) Metrics(m map[string]float64) error { return t.sendJSON(kind
 // Logger returns a logger whose records go to the host's Job.OnLog.
 func (t *ChildTask) Logger() *slog.Logger { return slog.New(logHandler{task: t}) }
 
-func (t *ChildTask) sendJSON(k kind, v any) error {
+func (t *ChildTask) sendJSON(k handoff.Kind, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("worker: stage %q: %w", t.Stage, err)
@@ -271,13 +272,13 @@ func (t *ChildTask) sendJSON(k kind, v any) error {
 }
 
 // send sends unless the job is over: the host would not know what to do with it.
-func (t *ChildTask) send(k kind, payload []byte, fds ...int) error {
+func (t *ChildTask) send(k handoff.Kind, payload []byte, fds ...int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.over {
 		return fmt.Errorf("worker: stage %q is over", t.Stage)
 	}
-	return t.server.conn.send(k, t.job, payload, fds...)
+	return t.server.conn.Send(k, t.job, payload, fds...)
 }
 
 // logHandler sends records as they are; a record too large for a message loses
@@ -328,7 +329,7 @@ func (h logHandler) Handle(_ context.Context, r slog.Record) error {
 		return true
 	})
 	b, err := json.Marshal(l)
-	if err != nil || len(b) > maxPacket-headerBytes {
+	if err != nil || len(b) > maxPayload {
 		l.Attrs = map[string]any{"dropped": fmt.Sprintf("attributes: too large or not JSON (%v)", err)}
 		return h.task.sendJSON(kindLog, l)
 	}
