@@ -11,8 +11,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,8 +22,11 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/flight"
@@ -204,7 +209,7 @@ func (s *shelf) same(tb testing.TB, seq uint64, got arrow.RecordBatch) {
 		tb.Fatal(err)
 	}
 	defer want.Release()
-	if !array.RecordEqual(want, got) || arrowio.Fingerprint(got.Schema()) != arrowio.Fingerprint(want.Schema()) {
+	if !arrowSame(want, got) || arrowio.Fingerprint(got.Schema()) != arrowio.Fingerprint(want.Schema()) {
 		tb.Errorf("batch %d differs", seq)
 	}
 }
@@ -271,4 +276,45 @@ func (a *authority) issue() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// large frames a batch of one column of so many bytes.
+func large(tb testing.TB, bytes int) []byte {
+	tb.Helper()
+	b := array.NewInt64Builder(memory.DefaultAllocator)
+	defer b.Release()
+	values := make([]int64, bytes/8)
+	for i := range values {
+		values[i] = int64(i) * 0x9E3779B9
+	}
+	b.AppendValues(values, nil)
+	col := b.NewInt64Array()
+	defer col.Release()
+	return frame(tb, array.NewRecordBatch(arrow.NewSchema([]arrow.Field{{Name: "n", Type: arrow.PrimitiveTypes.Int64}}, nil),
+		[]arrow.Array{col}, int64(len(values))))
+}
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleEnv); role != "" {
+		os.Exit(play(role))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// aligned returns the bytes in memory that starts on a 64-byte boundary.
+func aligned(b []byte) []byte {
+	out := memory.DefaultAllocator.Allocate(len(b))
+	copy(out, b)
+	return out
+}
+
+func plain() credentials.TransportCredentials { return insecure.NewCredentials() }
+
+func arrowSame(a, b arrow.RecordBatch) bool { return array.RecordEqual(a, b) }
+
+func ipcReader(tb testing.TB, r io.Reader) *ipc.Reader {
+	tb.Helper()
+	in, err := ipc.NewReader(r)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return in
+}
