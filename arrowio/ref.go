@@ -10,7 +10,7 @@ type Tier string
 
 // The tiers, nearest first.
 const (
-	Hot  Tier = "hot"  // shared memory
+	Hot  Tier = "hot"  // shared memory, or another host that gives it out
 	Warm Tier = "warm" // local disk, Arrow IPC, mapped
 	Cold Tier = "cold" // S3, Parquet
 )

@@ -30,6 +30,8 @@ type Store struct {
 	closed  atomic.Bool
 
 	peers peers
+	// advertise is the flight URI of this store's host, "" if it has none.
+	advertise string
 
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
@@ -76,6 +78,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if !validPrefix.MatchString(cfg.Prefix) {
 		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
+	if cfg.Advertise != "" {
+		if _, err := arrowio.ParseFlightURI(cfg.Advertise); err != nil {
+			faults = append(faults, fmt.Errorf("config: Advertise: %w", err))
+		}
+	}
 	if cfg.PeerTimeout < 0 {
 		faults = append(faults, fmt.Errorf("config: PeerTimeout %s is negative", cfg.PeerTimeout))
 	}
@@ -87,6 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
 	s.peers.open(cfg)
+	s.advertise = cfg.Advertise
 	var err error
 	if s.hot, err = openHot(cfg.Host, cfg.Arena, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}

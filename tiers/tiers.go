@@ -82,6 +82,10 @@ type Config struct {
 	Peers arrowio.Resolver
 	// PeerTimeout bounds each answer of a peer. Default 5 s.
 	PeerTimeout time.Duration
+	// Advertise is the flight URI (arrowio.FlightURI) at which other hosts are given
+	// what Local has. Refs of batches written here name it as a hot location.
+	// "": they do not.
+	Advertise string
 }
 
 // ObjectStore is the small driver interface of the cold tier. Objects are

@@ -347,6 +347,12 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 		ref.Locations = append(ref.Locations, *b.hot)
 	}
 	ref.Locations = append(ref.Locations, file.location)
+	if s.advertise != "" {
+		// The bytes given out there are those of the file, wherever they lie.
+		ref.Locations = append(ref.Locations, arrowio.Location{
+			Tier: arrowio.Hot, URI: s.advertise, Bytes: file.location.Bytes, SHA256: file.location.SHA256, Codec: file.location.Codec,
+		})
+	}
 	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC()}
 	ev, err := w.batchEvent(e)
 	if err == nil {

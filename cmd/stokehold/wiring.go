@@ -52,6 +52,10 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
 			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
 		},
+		Flight: stokehold.Flight{
+			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
+			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
+		},
 		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
 	}, append(opts, more...)...)
 }
