@@ -49,6 +49,7 @@ type hotSlot struct {
 	id     string
 	arena  *shm.Arena
 	handle shm.Handle
+	digest string // SHA-256 of the slot's bytes, if they are those of the warm file
 }
 
 func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
@@ -110,14 +111,14 @@ func (h *hot) evict() bool {
 
 // add keeps a published slot as the hot copy of a batch. If there is one already
 // the new slot is dropped.
-func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle) {
+func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.slots[id]; ok || h.closed {
 		_ = arena.Drop(handle) // gone already: as wanted
 		return
 	}
-	h.slots[id] = h.order.PushBack(&hotSlot{id: id, arena: arena, handle: handle})
+	h.slots[id] = h.order.PushBack(&hotSlot{id: id, arena: arena, handle: handle, digest: digest})
 	if arena == h.arena {
 		return
 	}
@@ -159,19 +160,26 @@ func (h *hot) remove(id string) {
 // lease holds the hot copy of a batch for a reader in this process; nil if there
 // is none.
 func (h *hot) lease(id string) *shm.Lease {
+	l, _ := h.leaseDigest(id)
+	return l
+}
+
+// leaseDigest is lease, with the SHA-256 of the bytes, "" if they are not those
+// of the warm file.
+func (h *hot) leaseDigest(id string) (*shm.Lease, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e, ok := h.slots[id]
 	if !ok {
-		return nil
+		return nil, ""
 	}
 	s := e.Value.(*hotSlot)
 	l, err := s.arena.Lease(s.handle, leaseOwner)
 	if err != nil { // the arena was closed under us
 		h.drop(e)
-		return nil
+		return nil, ""
 	}
-	return l
+	return l, s.digest
 }
 
 func (h *hot) close() {

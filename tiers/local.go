@@ -30,9 +30,10 @@ func (l Local) Resolve(ctx context.Context, ref arrowio.Ref) (arrow.RecordBatch,
 	return arrowio.Decode(frame, release, arrowio.Trusted())
 }
 
-// Frame lends the framed bytes of a committed batch, to be released once. digest
-// is their SHA-256 in hexadecimal where it has just been verified, and "" for
-// those of an arena. The error wraps arrowio.ErrGone if the batch is not here,
+// Frame lends the framed bytes of a committed batch, to be released once: those
+// that were written to the warm tier, whether they lie in an arena or in the file.
+// digest is their SHA-256 in hexadecimal, computed when they were written or when
+// the file was mapped. The error wraps arrowio.ErrGone if the batch is not here,
 // arrowio.ErrCorrupt if its file is damaged.
 func (l Local) Frame(ctx context.Context, dataset string, seq uint64) (frame []byte, digest string, release func(), err error) {
 	s := l.store
@@ -40,8 +41,10 @@ func (l Local) Frame(ctx context.Context, dataset string, seq uint64) (frame []b
 		return nil, "", nil, fmt.Errorf("%w: %w", arrowio.ErrGone, ErrClosed)
 	}
 	// A batch gets its hot slot when it is committed, so this needs no catalog.
-	if lease := s.hot.lease(batchID(dataset, seq)); lease != nil {
-		return lease.Bytes(), "", lease.Release, nil
+	if lease, digest := s.hot.leaseDigest(batchID(dataset, seq)); digest != "" {
+		return lease.Bytes(), digest, lease.Release, nil
+	} else if lease != nil {
+		lease.Release() // framed anew: not the bytes that the catalog's checksum is of
 	}
 	ref, err := s.Ref(ctx, dataset, seq)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {

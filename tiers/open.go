@@ -211,7 +211,7 @@ func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.hot.add(b.Ref.ID(), s.hot.arena, handle)
+	s.hot.add(b.Ref.ID(), s.hot.arena, handle, "") // framed anew, maybe in other bytes
 	rec, err := lease.Batch(arrowio.Trusted())
 	if err != nil {
 		return nil, err

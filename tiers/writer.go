@@ -225,8 +225,8 @@ type body struct {
 	rows        int64
 	bodyBytes   int64
 	hot         *arrowio.Location
-	keep        func(id string) // makes the shared slot the batch's hot copy
-	abandon     func()          // gives the shared slot up
+	keep        func(id, digest string) // makes the shared slot the batch's hot copy
+	abandon     func()                  // gives the shared slot up
 }
 
 func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, error) {
@@ -239,7 +239,7 @@ func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, er
 	}
 	b := &body{
 		fingerprint: arrowio.Fingerprint(batch.Schema()), rows: batch.NumRows(), bodyBytes: frame.BodyBytes(),
-		keep: func(string) {}, abandon: func() {},
+		keep: func(_, _ string) {}, abandon: func() {},
 	}
 	h := w.store.hot
 	loan, err := h.loan(ctx, frame.Size(), briefWait)
@@ -261,7 +261,7 @@ func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, er
 	}
 	b.frame = lease.Bytes()
 	b.hot = &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"}
-	b.keep = func(id string) { h.add(id, h.arena, handle); lease.Release() }
+	b.keep = func(id, digest string) { h.add(id, h.arena, handle, digest); lease.Release() }
 	b.abandon = func() { _ = h.arena.Drop(handle); lease.Release() } // gone with its arena: as wanted
 	return b, nil
 }
@@ -293,7 +293,7 @@ func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
 	return &body{
 		frame: frame, fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
 		hot:     &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"},
-		keep:    func(id string) { h.add(id, seg, handle); rec.Release() },
+		keep:    func(id, digest string) { h.add(id, seg, handle, digest); rec.Release() },
 		abandon: func() { rec.Release(); _ = seg.Close() },
 	}, nil
 }
@@ -387,7 +387,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err := w.commit(ctx, next); err != nil {
 		return ref, err
 	}
-	b.keep(ref.ID())
+	b.keep(ref.ID(), file.location.SHA256)
 	kept = true
 	if w.own != nil {
 		w.own = append(w.own, seq)

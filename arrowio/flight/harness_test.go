@@ -76,6 +76,7 @@ func frame(tb testing.TB, rec arrow.RecordBatch) []byte {
 type shelf struct {
 	mu     sync.Mutex
 	frames [][]byte
+	digest string                                      // of all frames, if known
 	fail   func(ctx context.Context, seq uint64) error // called with each Frame
 	lent   atomic.Int64
 	asked  atomic.Int64
@@ -103,7 +104,7 @@ func (s *shelf) Frame(ctx context.Context, ref arrowio.Ref) (flight.Frame, error
 		return flight.Frame{}, arrowio.ErrGone
 	}
 	s.lent.Add(1)
-	return flight.Frame{Bytes: s.frames[ref.Sequence], Release: func() { s.lent.Add(-1) }}, nil
+	return flight.Frame{Bytes: s.frames[ref.Sequence], SHA256: s.digest, Release: func() { s.lent.Add(-1) }}, nil
 }
 
 func (s *shelf) setFail(f func(ctx context.Context, seq uint64) error) {

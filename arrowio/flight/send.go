@@ -149,11 +149,11 @@ func (w *sending) head(schema []byte, meta *Meta) error {
 	if bytes.Equal(schema, w.schema) {
 		return nil
 	}
-	s, err := arrowio.DecodeSchema(encapsulate(nil, schema))
+	got, err := w.server.fingerprint(schema)
 	if err != nil {
 		return err
 	}
-	if got := arrowio.Fingerprint(s); w.ticket.Fingerprint != "" && got != w.ticket.Fingerprint {
+	if w.ticket.Fingerprint != "" && got != w.ticket.Fingerprint {
 		return status.Errorf(codes.FailedPrecondition, "%s#%d has schema %s here, not %s", w.ticket.Dataset, meta.Sequence, got, w.ticket.Fingerprint)
 	}
 	if w.schema == nil {
@@ -165,6 +165,25 @@ func (w *sending) head(schema []byte, meta *Meta) error {
 	}
 	meta.Schema = schema
 	return nil
+}
+
+// knownSchema saves decoding the same schema for each small batch.
+type knownSchema struct {
+	message     []byte
+	fingerprint string
+}
+
+func (s *Server) fingerprint(message []byte) (string, error) {
+	if k := s.known.Load(); k != nil && bytes.Equal(k.message, message) {
+		return k.fingerprint, nil
+	}
+	schema, err := arrowio.DecodeSchema(encapsulate(nil, message))
+	if err != nil {
+		return "", err
+	}
+	k := &knownSchema{message, arrowio.Fingerprint(schema)}
+	s.known.Store(k)
+	return k.fingerprint, nil
 }
 
 // encapsulate appends the message that goes with metadata of that many bytes to

@@ -51,7 +51,7 @@ type Framer interface {
 // Frame is a framed batch lent by a Framer.
 type Frame struct {
 	Bytes   []byte
-	SHA256  string // of Bytes, if it has just been verified; "": the server computes it
+	SHA256  string // of Bytes, if it is known; "": the server computes it
 	Release func() // called once; Bytes are valid until then
 }
 
@@ -182,6 +182,7 @@ type Server struct {
 	handles sync.WaitGroup
 	closing atomic.Bool
 	unbind  func() bool // from Serve's context
+	known   atomic.Pointer[knownSchema]
 
 	opened, refused, batches, stalled atomic.Int64
 }
