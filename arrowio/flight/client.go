@@ -65,7 +65,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	for _, u := range c.Self {
 		if _, err := arrowio.ParseFlightURI(u); err != nil {
-			faults = append(faults, fmt.Errorf("Self: %w", err))
+			faults = append(faults, fmt.Errorf("own URI: %w", err))
 		}
 	}
 	if c.Timeout < 0 || c.Patience < 0 || c.Streams < 1 || c.Streams > 64 || c.MaxBytesInFlight < 1 || c.MaxHosts < 1 {

@@ -340,7 +340,7 @@ func TestServerRefusesToGiveAway(t *testing.T) {
 func TestTokenShowsItself(t *testing.T) {
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "token", secret, "config", flight.Config{Token: secret})
-	raw, err := json.Marshal(flight.Config{Token: secret})
+	raw, err := json.Marshal(map[string]any{"token": secret})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,12 +218,16 @@ func (s *shelf) same(tb testing.TB, seq uint64, got arrow.RecordBatch) {
 // eventually polls until ok or 20 s have passed.
 func eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
 			tb.Fatalf("not in 20 s: %s", what)
 		}
-		time.Sleep(2 * time.Millisecond)
 	}
 }
 

@@ -97,8 +97,10 @@ func playClient(ctx context.Context) error {
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
 		for c.Stats().Resumed == 0 && ctx.Err() == nil {
-			time.Sleep(5 * time.Millisecond)
+			<-tick.C
 		}
 		fmt.Println("resumed")
 	}()

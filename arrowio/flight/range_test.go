@@ -227,11 +227,13 @@ func TestRangeHoldsNoMoreThanItsRoom(t *testing.T) {
 		if read == 3 {
 			// The reader stands still. What is fetched meanwhile ends by itself, and with
 			// nothing left at the server.
+			last, still := int64(-1), 0
 			eventually(t, "prefetch comes to rest", func() bool {
-				before := c.Stats().Batches
-				idle := srv.Stats().PendingBytes == 0
-				time.Sleep(20 * time.Millisecond)
-				return idle && c.Stats().Batches == before
+				now := c.Stats().Batches
+				if still++; now != last || srv.Stats().PendingBytes > 0 {
+					last, still = now, 0
+				}
+				return still > 10
 			})
 		}
 		if ahead := c.Stats().Batches - read; ahead > 8 {

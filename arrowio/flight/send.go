@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -345,9 +344,4 @@ func (a *account) give(n int64) {
 	a.budget.pending.Add(-n)
 	a.budget.total.Release(n)
 	a.own.Release(n)
-}
-
-func (i Info) encode() []byte {
-	b, _ := json.Marshal(i) // cannot fail: strings and numbers
-	return b
 }

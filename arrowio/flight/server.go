@@ -330,7 +330,7 @@ func (s *Server) GetFlightInfo(ctx context.Context, d *gen.FlightDescriptor) (*g
 	}
 	out := &gen.FlightInfo{
 		FlightDescriptor: &gen.FlightDescriptor{Type: gen.FlightDescriptor_PATH, Path: []string{dataset}},
-		TotalRecords:     info.Rows, TotalBytes: -1, Ordered: true, AppMetadata: info.encode(),
+		TotalRecords:     info.Rows, TotalBytes: -1, Ordered: true, AppMetadata: encode(info),
 	}
 	if info.Next == 0 {
 		return out, nil // its schema is not known yet

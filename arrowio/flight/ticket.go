@@ -27,8 +27,7 @@ type Ticket struct {
 
 // Encode returns the ticket's bytes.
 func (t Ticket) Encode() []byte {
-	b, _ := json.Marshal(t) // cannot fail: strings and numbers
-	return b
+	return encode(t)
 }
 
 // DecodeTicket reads a ticket of at most 4,096 bytes: one JSON object with no
@@ -98,8 +97,7 @@ const maxMetaBytes = 4<<10 + maxSchemaBytes/3*4
 
 // Encode returns the metadata's bytes.
 func (m Meta) Encode() []byte {
-	b, _ := json.Marshal(m) // cannot fail: strings and numbers
-	return b
+	return encode(m)
 }
 
 // DecodeMeta reads the metadata of one message: one JSON object with no other,
@@ -141,6 +139,15 @@ func DecodeMeta(b []byte) (Meta, error) {
 		return Meta{}, fmt.Errorf("%w: %w", ErrMeta, err)
 	}
 	return m, nil
+}
+
+// encode returns v, of strings, numbers and bytes, as JSON.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil // cannot be; the other side refuses it
+	}
+	return b
 }
 
 var errUnknownMember = errors.New("unknown member")
