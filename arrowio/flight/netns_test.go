@@ -27,7 +27,7 @@ const (
 	serverIP  = "10.213.77.1"
 	clientIP  = "10.213.77.2"
 	netBatch  = 40
-	netRows   = 2000
+	netRows   = 500
 	atStandby = 5 // the batch after which the cable is pulled
 )
 
@@ -82,7 +82,7 @@ func playClient(ctx context.Context) error {
 	}
 	// Room for few batches, or all would be here before the cable is pulled.
 	c, err := flight.Dial(flight.Config{
-		Token: secret, Insecure: true, Timeout: 300 * time.Millisecond, Patience: patience, Streams: 2, MaxBytesInFlight: 128 << 10,
+		Token: secret, Insecure: true, Timeout: 300 * time.Millisecond, Patience: patience, Streams: 2, MaxBytesInFlight: 32 << 10,
 	})
 	if err != nil {
 		return err
