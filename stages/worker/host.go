@@ -79,11 +79,17 @@ type StageError struct {
 
 func (e *StageError) Error() string {
 	s := fmt.Sprintf("worker: stage %q: %s", e.Stage, e.Message)
-	if e.Traceback != "" {
-		s += "\n" + strings.TrimRight(e.Traceback, "\n")
+	if shown := strings.TrimRight(e.Traceback, "\n"); len(shown) > maxShown {
+		s += "\n..." + tailOf(shown, maxShown)
+	} else if shown != "" {
+		s += "\n" + shown
 	}
 	return s
 }
+
+// maxShown is how much of a traceback an error's text has: the end, where the
+// fault is, has to fit into what orchestrators keep of an error.
+const maxShown = 1400
 
 func (e *StageError) Unwrap() error {
 	if e.Unknown {
@@ -116,6 +122,10 @@ type Config struct {
 	// arenas nor segments); 0: no limit. A program that needs more fails to
 	// allocate, which ends most.
 	MemoryBytes int64
+
+	// Processes is how many children a Pool may have; default 4, at most 64. A Host
+	// has one.
+	Processes int
 
 	Credit           int           // batches leased to the child at once, per input; default 4, at most 256
 	StartTimeout     time.Duration // default 10 s
@@ -158,6 +168,12 @@ func (c *Config) fill() error {
 	}
 	if c.Env == nil {
 		c.Env = []string{"PATH", "HOME", "TMPDIR", "TZ", "LANG"}
+	}
+	if c.Processes == 0 {
+		c.Processes = 4
+	}
+	if c.Processes < 1 || c.Processes > 64 {
+		return fmt.Errorf("worker: %d processes: want 1 to 64", c.Processes)
 	}
 	if c.Credit == 0 {
 		c.Credit = 4
@@ -321,6 +337,22 @@ type Stats struct {
 	CopiedBytes uint64 `json:"copied_bytes"`
 }
 
+func (s *Stats) add(o Stats) {
+	s.Jobs += o.Jobs
+	s.Started += o.Started
+	s.Died += o.Died
+	s.Leases += o.Leases
+	s.InBatches += o.InBatches
+	s.InBytes += o.InBytes
+	s.OutBatches += o.OutBatches
+	s.OutBytes += o.OutBytes
+	s.OutShared += o.OutShared
+	s.Models += o.Models
+	s.Reclaimed += o.Reclaimed
+	s.WrittenBytes += o.WrittenBytes
+	s.CopiedBytes += o.CopiedBytes
+}
+
 type counters struct {
 	jobs, started, died, inBatches, inBytes, outBatches, outBytes, outShared, models, reclaimed, childWritten, copied atomic.Uint64
 	leases                                                                                                            atomic.Int64
@@ -351,7 +383,7 @@ func Start(ctx context.Context, cfg Config) (*Host, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, busy: make(chan struct{}, 1)}
+	h := newHost(cfg)
 	for attempt := 1; ; attempt++ {
 		_, err := h.ready(ctx)
 		if err == nil {
@@ -362,6 +394,8 @@ func Start(ctx context.Context, cfg Config) (*Host, error) {
 		}
 	}
 }
+
+func newHost(cfg Config) *Host { return &Host{cfg: cfg, busy: make(chan struct{}, 1)} }
 
 // PID is the child's process id, 0 if there is none now.
 func (h *Host) PID() int {
