@@ -52,6 +52,15 @@ type hotSlot struct {
 	digest string // SHA-256 of the slot's bytes, if they are those of the warm file
 }
 
+// bytes is what the slot keeps from being used otherwise: all of a segment, which
+// ends with its slot.
+func (s *hotSlot) bytes() int64 {
+	if s.arena.Adopted() {
+		return s.arena.Size()
+	}
+	return s.handle.Length
+}
+
 func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
 	if arena != nil {
 		if err := host.Add(arena); err != nil {
@@ -118,20 +127,26 @@ func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string)
 		_ = arena.Drop(handle) // gone already: as wanted
 		return
 	}
-	h.slots[id] = h.order.PushBack(&hotSlot{id: id, arena: arena, handle: handle, digest: digest})
+	slot := &hotSlot{id: id, arena: arena, handle: handle, digest: digest}
+	h.slots[id] = h.order.PushBack(slot)
 	if arena == h.arena {
 		return
 	}
 	h.adopted++
-	h.bytes += arena.Size()
+	h.bytes += slot.bytes()
+	// Another process's arena is given room again while it still has some: then the
+	// memory that it writes next is warm.
+	crowded := arena.Shared() && arena.Stats().Used > arena.Size()*3/4
 	most := int64(adoptedBytes)
 	if h.arena != nil {
 		most = max(most, h.arena.Size())
 	}
-	for e := h.order.Front(); e != nil && (h.adopted > maxAdopted || h.bytes > most); {
+	for e := h.order.Front(); e != nil && (h.adopted > maxAdopted || h.bytes > most || crowded); {
 		next := e.Next()
-		if s := e.Value.(*hotSlot); s.arena != h.arena && s.id != id {
+		over := h.adopted > maxAdopted || h.bytes > most
+		if s := e.Value.(*hotSlot); s.arena != h.arena && s.id != id && (over || s.arena == arena) {
 			h.drop(e)
+			crowded = crowded && arena.Stats().Used > arena.Size()*3/4
 		}
 		e = next
 	}
@@ -143,7 +158,7 @@ func (h *hot) drop(e *list.Element) {
 	delete(h.slots, s.id)
 	if s.arena != h.arena {
 		h.adopted--
-		h.bytes -= s.arena.Size()
+		h.bytes -= s.bytes()
 	}
 	_ = s.arena.Drop(s.handle) // gone with its arena: as wanted
 }
