@@ -48,10 +48,12 @@
 // Store.Batches yields committed batches in sequence and then waits. It is woken
 // by judged events; because a wake-up can be lost, it also looks at the head four
 // times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
-// in this process, then the peers (Config.Peers), then the mapped warm file, whose SHA-256 is verified once per
-// mapping, then the object, whose SHA-256 is verified on each read. A copy that
-// is damaged is logged and passed over. Hot and warm batches are read in place;
-// Stats.CopiedBytes counts the body bytes that had to be copied into an arena.
+// in this process, then the peers (Config.Peers: other processes, other hosts),
+// then the mapped warm file, whose SHA-256 is verified once per mapping, then the
+// object, whose SHA-256 is verified on each read. A copy that is damaged is logged
+// and passed over, and so is a peer that fails. Hot and warm batches are read in
+// place; Stats.CopiedBytes counts the body bytes that had to be copied into an
+// arena. Local is what a store gives out to other hosts in turn.
 //
 // The arena holds the newest batches. When a loan finds no room the oldest that
 // nobody reads are given up; a batch that still finds none is not hot, which

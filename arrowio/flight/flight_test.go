@@ -276,7 +276,7 @@ func TestTLSAndTokens(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer stop(t, srv, 5*time.Second)
-			client, err := flight.Dial(flight.Config{TLS: c.client, Token: c.shown, Timeout: 2 * time.Second})
+			client, err := flight.Dial(flight.Config{TLS: c.client, Token: c.shown, Timeout: 20 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}

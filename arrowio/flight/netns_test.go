@@ -90,6 +90,9 @@ func playClient(ctx context.Context) error {
 	defer func() { _ = c.Close() }()
 	uri := os.Getenv(addrEnv)
 	info, err := c.Describe(ctx, uri, dataset)
+	for errors.Is(err, flight.ErrDown) && ctx.Err() == nil { // on a busy machine its time is short
+		info, err = c.Describe(ctx, uri, dataset)
+	}
 	if err != nil {
 		return err
 	}
