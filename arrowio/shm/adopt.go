@@ -34,7 +34,7 @@ func Adopt(fd int, size, length int64) (*Arena, Handle, error) {
 	a.oneShot = true
 	a.next = 1
 	h := Handle{Arena: a.id, Length: length, Generation: 1}
-	a.slots[0] = &slot{handle: h, reserved: size, held: true}
+	a.slots[0] = &slot{handle: h, reserved: size, holds: 1}
 	a.stats.Slots, a.stats.Published, a.stats.Used, a.stats.HighWater = 1, 1, size, size
 	return a, h, nil
 }
@@ -56,7 +56,7 @@ func NewSegment(length int64) (*Segment, error) {
 		return nil, fmt.Errorf("shm: segment of %d bytes: want a size above 0", length)
 	}
 	size := roundUp(length, pageSize())
-	fd, err := memfd("stokehold-batch")
+	fd, err := memfd("stokehold-batch", 0)
 	if err != nil {
 		return nil, fmt.Errorf("shm: segment: %w", err)
 	}
