@@ -34,9 +34,10 @@ type Frame struct {
 // message is the parts of one encapsulated message; the parts of the body are
 // buffers of the batch and shared padding, already in order.
 type message struct {
-	meta []byte
-	body [][]byte // buffers that are not empty, in order; padded when written
-	size int64    // of the body, padding included
+	meta   []byte
+	header header   // of meta
+	body   [][]byte // buffers that are not empty, in order; padded when written
+	size   int64    // of the body, padding included
 }
 
 func (m *message) metaLen() int64 { return pad(prefixBytes+int64(len(m.meta))) - prefixBytes }
@@ -48,6 +49,8 @@ func pad(n int64) int64 { return (n + Alignment - 1) &^ (Alignment - 1) }
 // format has no offsets into them.
 func Prepare(batch arrow.RecordBatch) (*Frame, error) {
 	f := &Frame{}
+	batch = trimmed(batch)
+	defer batch.Release()
 	w := ipc.NewWriterWithPayloadWriter((*layout)(f), ipc.WithSchema(batch.Schema()))
 	err := w.Write(batch)
 	if err == nil {
@@ -172,6 +175,7 @@ func (m *message) place(parts [][]byte) error {
 	if err != nil {
 		return fmt.Errorf("own metadata: %w", err)
 	}
+	m.header = h
 	next := 0
 	for i := range h.bufferCount {
 		at := h.buffers + structBytes*i
