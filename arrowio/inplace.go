@@ -23,14 +23,15 @@ type Settled struct {
 // and with gaps, which the format allows; the rest of the record batch's buffers
 // is copied behind free, in order. The metadata and the dictionaries, which have
 // bodies of their own that must come before, are written to the start of region:
-// leave HeadBytes there. What lies there all the same is moved behind free, so a
-// head that is too small costs copies and nothing else.
+// leave HeadBytes there.
 //
 // The body bytes that were copied are counted in copies and returned: 0 if all
-// buffers were in place and there are no dictionaries. Gaps keep what they hold.
+// buffers were in place and there are no dictionaries. What else region[:free]
+// holds behind the head is left alone, and lies in the frame as a gap.
 //
 // region starts on an Alignment boundary. The error wraps ErrSize if it is too
-// short for what must be copied; it is then as it was.
+// short for what must be copied, or one of its buffers begins below what must be
+// written to its start; region is then as it was.
 func (f *Frame) Settle(region []byte, free int64, copies *Copies) (Settled, error) {
 	base := uintptr(unsafe.Pointer(unsafe.SliceData(region)))
 	if base%Alignment != 0 || free < 0 || free > int64(len(region)) {
@@ -46,26 +47,38 @@ func (f *Frame) Settle(region []byte, free int64, copies *Copies) (Settled, erro
 	}
 	last := len(f.messages) - 1
 	var s Settled
+	lowest := int64(len(region)) // of dictionaries that are in region
 	for i := range f.messages {
 		s.Head += prefixBytes + f.messages[i].metaLen()
-		if i < last {
-			s.Head += f.messages[i].size
-			s.Copied += f.messages[i].size
+		if i == last {
+			break
 		}
+		s.Head += f.messages[i].size
+		s.Copied += f.messages[i].size
+		for _, part := range f.messages[i].body {
+			if low := where(part); low >= 0 {
+				lowest = min(lowest, low)
+			}
+		}
+	}
+	if lowest < s.Head {
+		return Settled{}, fmt.Errorf("arrowio: settle: %w: a dictionary begins at byte %d, what must come before has %d", ErrSize, lowest, s.Head)
 	}
 	m := &f.messages[last]
 	at := make([]int64, len(m.body)) // of each part in region
 	end := pad(max(free, s.Head))    // of what is copied behind
-	bodyEnd := s.Head
 	for i, part := range m.body {
 		at[i] = where(part)
-		if at[i] < s.Head || at[i]%Alignment != 0 {
+		if at[i] >= 0 && at[i] < s.Head {
+			return Settled{}, fmt.Errorf("arrowio: settle: %w: a buffer begins at byte %d, what must come before has %d", ErrSize, at[i], s.Head)
+		}
+		if at[i] < 0 || at[i]%Alignment != 0 {
 			at[i] = end
 			end += pad(int64(len(part)))
 			s.Copied += pad(int64(len(part)))
 		}
-		bodyEnd = max(bodyEnd, pad(at[i]+int64(len(part))))
 	}
+	bodyEnd := end // beyond region[:free] even where its end is not the batch's
 	s.Length = bodyEnd + prefixBytes
 	if s.Length > int64(len(region)) {
 		return Settled{}, fmt.Errorf("arrowio: settle: %w: %d bytes given, frame needs %d", ErrSize, len(region), s.Length)
@@ -73,14 +86,6 @@ func (f *Frame) Settle(region []byte, free int64, copies *Copies) (Settled, erro
 	for i, part := range m.body {
 		if where(part) != at[i] {
 			putPadded(region[at[i]:], part)
-		}
-	}
-	// The head may cover parts of dictionaries that were built there.
-	for i := range last {
-		for j, part := range f.messages[i].body {
-			if low := where(part); low >= 0 && low < s.Head {
-				f.messages[i].body[j] = append([]byte(nil), part...)
-			}
 		}
 	}
 	pos := int64(0)

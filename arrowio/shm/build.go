@@ -99,8 +99,9 @@ func (b *Build) Outside() int64 {
 // builders make them last; they are small as a rule. A slice keeps its place only
 // where its buffers begin on a 64-byte boundary.
 //
-// If what must be copied does not fit behind what was built, the whole batch is
-// copied to a new slot, waiting for room as Loan does.
+// If what must be copied does not fit behind what was built, or the dictionaries
+// not in an eighth of what was asked for, the whole batch is copied to a new
+// slot, waiting for room as Loan does.
 //
 // The caller keeps its reference to batch, and releases it soon: the memory is
 // used again when the publisher's hold, all leases and the batch are gone.
@@ -139,8 +140,10 @@ func (b *Build) Publish(ctx context.Context, batch arrow.RecordBatch, copies *ar
 	if settled.Head < r.head {
 		clear(slot[settled.Head:r.head])
 	}
-	r.space.gaps(max(settled.Length-endOfStream-r.head, 0), func(at, bytes int64) {
-		clear(slot[r.head+at : min(r.head+at+bytes, used)])
+	r.space.gaps(r.space.bytes, func(at, bytes int64) {
+		if low, high := max(r.head+at, settled.Head), min(r.head+at+bytes, used); low < high {
+			clear(slot[low:high])
+		}
 	})
 	r.mu.Unlock()
 	a.copied(settled.Copied)
