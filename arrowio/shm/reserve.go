@@ -64,7 +64,7 @@ func reserve(name string, cfg Config) (mapping, error) {
 	// map: so map, advise and touch before fallocate finds them there.
 	if err = enough(size); err == nil {
 		if err = unix.Ftruncate(fd, size); err == nil {
-			m.writable, err = mapShared(fd, size, unix.PROT_READ|unix.PROT_WRITE)
+			m.writable, err = mapShared(fd, size, unix.PROT_READ|unix.PROT_WRITE, 0)
 		}
 	}
 	if err == nil {
@@ -120,13 +120,13 @@ func (m *mapping) advise() string {
 // finish does what is left once the pages are there, or undoes everything.
 func (m mapping) finish(cfg Config, err error) (mapping, error) {
 	if err == nil && m.writable == nil {
-		m.writable, err = mapShared(m.fd, m.size, unix.PROT_READ|unix.PROT_WRITE)
+		m.writable, err = mapShared(m.fd, m.size, unix.PROT_READ|unix.PROT_WRITE, 0)
 	}
 	if err == nil {
 		err = addSeals(m.fd, sealedArena)
 	}
 	if err == nil {
-		m.readable, err = mapShared(m.fd, m.size, unix.PROT_READ)
+		m.readable, err = mapShared(m.fd, m.size, unix.PROT_READ, 0)
 	}
 	if err != nil {
 		unmap(m.writable)
@@ -159,8 +159,8 @@ func prefault(b []byte, advice int) {
 	}
 }
 
-func mapShared(fd int, size int64, prot int) ([]byte, error) {
-	b, err := unix.Mmap(fd, 0, int(size), prot, unix.MAP_SHARED)
+func mapShared(fd int, size int64, prot, flags int) ([]byte, error) {
+	b, err := unix.Mmap(fd, 0, int(size), prot, unix.MAP_SHARED|flags)
 	if errors.Is(err, unix.ENOMEM) {
 		return nil, fmt.Errorf("%w: map: %w", ErrNoMemory, err)
 	}
