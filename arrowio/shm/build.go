@@ -43,9 +43,11 @@ type region struct {
 // included. It waits as Loan does. What is reserved and not used goes back at
 // Publish, so ask for what the batch may need at most.
 //
-// Buffers that grow do so in place where they can, and else move within the slot;
-// builders that are told to Reserve at the start waste none. What does not fit is
-// taken from the Go heap, and copied by Publish.
+// Buffers that grow do so in place where they can, and else move within the slot.
+// The library's builders grow, and Reserve, in powers of two and give back what
+// is too much, which leaves gaps in the frame: call Resize with the number of
+// rows on each field's builder where it is known. What does not fit is taken from
+// the Go heap, and copied by Publish.
 func (a *Arena) Build(ctx context.Context, schema *arrow.Schema, bytes int64) (*Build, error) {
 	if bytes <= 0 {
 		return nil, fmt.Errorf("shm: build of %d bytes: want a size above 0", bytes)
