@@ -168,8 +168,8 @@ func (l *layout) WritePayload(p ipc.Payload) error {
 // to 8 bytes only, and its parts are the buffers that are not empty, each
 // followed by its padding to 8 if that is not empty.
 func (m *message) place(parts [][]byte) error {
-	h, err := checkMessage(m.meta)
-	if err != nil {
+	var h header
+	if err := checkMessage(m.meta, &h); err != nil {
 		return fmt.Errorf("own metadata: %w", err)
 	}
 	next := 0
