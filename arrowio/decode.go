@@ -184,7 +184,8 @@ func split(buf []byte, last *known) (*messages, error) {
 			continue
 		}
 		p := part{meta: append([]byte(nil), raw...)}
-		if err := checkMessage(p.meta, &p.header); err != nil {
+		var err error
+		if p.header, err = checkMessage(p.meta); err != nil {
 			return nil, fmt.Errorf("message %d: %w", n, err)
 		}
 		h := &p.header

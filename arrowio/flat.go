@@ -108,7 +108,7 @@ func (f *flat) follow(pos int64) int64 {
 type table struct {
 	f           *flat
 	pos, vtable int64
-	slots, size int64
+	slots       int64
 }
 
 func (f *flat) table(pos int64) table {
@@ -116,8 +116,10 @@ func (f *flat) table(pos int64) table {
 		return table{f: f}
 	}
 	vtable := pos - int64(int32(f.u32(pos)))
-	t := table{f: f, pos: pos, vtable: vtable, slots: f.u16(vtable), size: f.u16(vtable + 2)}
-	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || t.size < 4 || !f.in(vtable, t.slots) || !f.in(pos, t.size) {
+	// The size of the table, after slots, says nothing: writers share a vtable
+	// among tables that have the same fields in other widths.
+	t := table{f: f, pos: pos, vtable: vtable, slots: f.u16(vtable)}
+	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || !f.in(vtable, t.slots) {
 		f.fail("bad table")
 		return table{f: f}
 	}
@@ -134,8 +136,8 @@ func (t table) at(field, width int64) int64 {
 	if off == 0 {
 		return 0
 	}
-	if off < 4 || off+width > t.size {
-		t.f.fail("field outside its table")
+	if off < 4 || !t.f.in(t.pos+off, width) {
+		t.f.fail("field outside the message")
 		return 0
 	}
 	return t.pos + off
@@ -280,8 +282,8 @@ func buffersOf(typ int64, dense bool) int64 {
 	return 2
 }
 
-// checkMessage checks one message's metadata and says in h what it holds.
-func checkMessage(meta []byte, h *header) error {
+// checkMessage checks one message's metadata and returns what it holds.
+func checkMessage(meta []byte) (h header, err error) {
 	f := &flat{b: meta, budget: flatBudget + 2*int64(len(meta))}
 	if int64(len(meta)) > math.MaxInt32 {
 		f.fail("larger than 2 GiB")
@@ -290,7 +292,7 @@ func checkMessage(meta []byte, h *header) error {
 	if v := msg.short(0); f.err == nil && v != metadataV5 {
 		f.refuse("metadata version %d, want V5", v+1)
 	}
-	h.kind, h.bodyBytes, h.bodyPos = msg.byte(1), msg.long(3), msg.at(3, 8)
+	h = header{kind: msg.byte(1), bodyBytes: msg.long(3), bodyPos: msg.at(3, 8)}
 	if h.bodyBytes < 0 {
 		f.fail("body of %d bytes", h.bodyBytes)
 	}
@@ -301,7 +303,7 @@ func checkMessage(meta []byte, h *header) error {
 	}
 	switch h.kind {
 	case headerSchema:
-		f.schema(body, h)
+		f.schema(body, &h)
 		if h.bodyBytes != 0 {
 			f.fail("schema message with a body")
 		}
@@ -314,13 +316,13 @@ func checkMessage(meta []byte, h *header) error {
 			f.refuse("dictionary delta in a frame of one batch")
 		}
 		h.dict = body.long(0)
-		f.batch(data, h)
+		f.batch(data, &h)
 	case headerBatch:
-		f.batch(body, h)
+		f.batch(body, &h)
 	default:
 		f.fail("message of kind %d", h.kind)
 	}
-	return f.err
+	return h, f.err
 }
 
 func (f *flat) schema(t table, h *header) {

@@ -4,24 +4,127 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// EncodeSchema returns the encapsulated IPC message of a schema.
+// EncodeSchema returns the encapsulated IPC message of a schema. It panics if the
+// format has no form for one of the types, which Prepare reports as an error.
 func EncodeSchema(schema *arrow.Schema) []byte {
+	m, err := schemaMessage(schema)
+	if err != nil {
+		panic(err)
+	}
+	n := m.metaLen()
+	out := make([]byte, prefixBytes+n)
+	binary.LittleEndian.PutUint32(out, marker)
+	binary.LittleEndian.PutUint32(out[4:], uint32(n))
+	copy(out[prefixBytes:], m.meta)
+	return out
+}
+
+func schemaMessage(schema *arrow.Schema) (message, error) {
+	fields, changed, err := writable(schema.Fields())
+	if err != nil {
+		return message{}, err
+	}
+	if changed {
+		md := schema.Metadata()
+		schema = arrow.NewSchema(fields, &md)
+	}
 	p := ipc.GetSchemaPayload(schema, memory.NewGoAllocator())
 	defer p.Release()
 	meta := p.Meta()
 	defer meta.Release()
-	n := pad(prefixBytes+int64(meta.Len())) - prefixBytes
-	out := make([]byte, prefixBytes+n)
-	binary.LittleEndian.PutUint32(out, marker)
-	binary.LittleEndian.PutUint32(out[4:], uint32(n))
-	copy(out[prefixBytes:], meta.Bytes())
-	return out
+	m := message{meta: meta.Bytes()}
+	err = m.check()
+	return m, err
+}
+
+// writable returns fields as the library's writer of schemas can take them. It
+// panics on an extension type over a dictionary, which is therefore written as
+// what it is in the format: a field of the storage type, with metadata.
+func writable(fields []arrow.Field) (out []arrow.Field, changed bool, err error) {
+	out = slices.Clone(fields)
+	for i, f := range fields {
+		if ext, ok := f.Type.(arrow.ExtensionType); ok && ext.StorageType().ID() == arrow.DICTIONARY {
+			out[i] = storageField(f, ext)
+			f, changed = out[i], true
+		}
+		dt, err := writableType(f.Type)
+		if err != nil {
+			return nil, false, fmt.Errorf("field %s: %w", clip(f.Name), err)
+		}
+		if dt != f.Type {
+			out[i].Type, changed = dt, true
+		}
+	}
+	return out, changed, nil
+}
+
+// storageField is what a field of an extension type is in the format.
+func storageField(f arrow.Field, ext arrow.ExtensionType) arrow.Field {
+	f.Type = ext.StorageType()
+	f.Metadata = arrow.NewMetadata(
+		append(slices.Clone(f.Metadata.Keys()), ipc.ExtensionMetadataKeyName, ipc.ExtensionTypeKeyName),
+		append(slices.Clone(f.Metadata.Values()), ext.Serialize(), ext.ExtensionName()))
+	return f
+}
+
+func writableType(dt arrow.DataType) (arrow.DataType, error) {
+	var inner []arrow.Field
+	switch t := dt.(type) {
+	case *arrow.DictionaryType:
+		switch t.ValueType.(type) {
+		case *arrow.DictionaryType, arrow.ExtensionType:
+			return nil, fmt.Errorf("%w: the format has no %s", ErrUnsupported, dt)
+		}
+		values, err := writableType(t.ValueType)
+		if err != nil || values == t.ValueType {
+			return dt, err
+		}
+		return &arrow.DictionaryType{IndexType: t.IndexType, ValueType: values, Ordered: t.Ordered}, nil
+	case arrow.ExtensionType:
+		storage, err := writableType(t.StorageType())
+		if err == nil && storage != t.StorageType() {
+			err = fmt.Errorf("%w: %s over a type that holds extension types over dictionaries", ErrUnsupported, dt)
+		}
+		return dt, err
+	case *arrow.MapType:
+		inner = []arrow.Field{t.KeyField(), t.ItemField()}
+	case arrow.NestedType:
+		inner = t.Fields()
+	default:
+		return dt, nil
+	}
+	out, changed, err := writable(inner)
+	if err != nil || !changed {
+		return dt, err
+	}
+	switch t := dt.(type) {
+	case *arrow.ListType:
+		return arrow.ListOfField(out[0]), nil
+	case *arrow.LargeListType:
+		return arrow.LargeListOfField(out[0]), nil
+	case *arrow.ListViewType:
+		return arrow.ListViewOfField(out[0]), nil
+	case *arrow.LargeListViewType:
+		return arrow.LargeListViewOfField(out[0]), nil
+	case *arrow.FixedSizeListType:
+		return arrow.FixedSizeListOfField(t.Len(), out[0]), nil
+	case *arrow.MapType:
+		m := arrow.MapOfFields(out[0], out[1])
+		m.KeysSorted = t.KeysSorted
+		return m, nil
+	case *arrow.StructType:
+		return arrow.StructOf(out...), nil
+	case arrow.UnionType:
+		return arrow.UnionOf(t.Mode(), out, t.TypeCodes()), nil
+	}
+	return nil, fmt.Errorf("%w: %s, whose values have no metadata to name the extension type", ErrUnsupported, dt)
 }
 
 // DecodeSchema reads an encapsulated IPC message of a schema, checked as Decode
@@ -40,7 +143,7 @@ func DecodeSchema(b []byte) (schema *arrow.Schema, err error) {
 		return nil, fmt.Errorf("arrowio: schema message of %d bytes: %w: metadata of %d bytes", len(b), ErrCorrupt, n)
 	}
 	k := &known{meta: append([]byte(nil), b[prefixBytes:prefixBytes+n]...)}
-	err = checkMessage(k.meta, &k.header)
+	k.header, err = checkMessage(k.meta)
 	if err == nil && k.header.kind != headerSchema {
 		err = fmt.Errorf("message is not a schema")
 	}
