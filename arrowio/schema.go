@@ -123,6 +123,12 @@ func writableType(dt arrow.DataType) (arrow.DataType, error) {
 		return arrow.StructOf(out...), nil
 	case arrow.UnionType:
 		return arrow.UnionOf(t.Mode(), out, t.TypeCodes()), nil
+	case *arrow.RunEndEncodedType:
+		if out[1].Metadata.Len() == 0 {
+			r := arrow.RunEndEncodedOf(out[0].Type, out[1].Type)
+			r.ValueNullable = t.ValueNullable
+			return r, nil
+		}
 	}
 	return nil, fmt.Errorf("%w: %s, whose values have no metadata to name the extension type", ErrUnsupported, dt)
 }
