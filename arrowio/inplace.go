@@ -7,8 +7,6 @@ import (
 	"unsafe"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
-	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
 // Settled says how a frame was completed in place, in bytes.
@@ -198,69 +196,4 @@ func metaBytes(s shape, bodyBytes int64) int64 {
 		s.buffers += 4*s.views + bodyBytes/viewBuffer
 	}
 	return pad(fixed + structBytes*(s.nodes+s.buffers) + 8*s.views)
-}
-
-// trimmed returns batch, or one that shares its memory, without the unused ends
-// of bitmaps: the library's writer copies a bitmap that is longer than its array
-// where shortening it would do. Release the result.
-func trimmed(batch arrow.RecordBatch) arrow.RecordBatch {
-	var columns []arrow.Array
-	for i, col := range batch.Columns() {
-		data, changed := trimmedData(col.Data())
-		if !changed {
-			continue
-		}
-		if columns == nil {
-			columns = append(columns, batch.Columns()...)
-		}
-		columns[i] = array.MakeFromData(data)
-		data.Release()
-		defer columns[i].Release()
-	}
-	if columns == nil {
-		batch.Retain()
-		return batch
-	}
-	if m, ok := batch.(arrow.RecordBatchWithMetadata); ok {
-		return array.NewRecordBatchWithMetadata(batch.Schema(), columns, batch.NumRows(), m.Metadata())
-	}
-	return array.NewRecordBatch(batch.Schema(), columns, batch.NumRows())
-}
-
-func trimmedData(d arrow.ArrayData) (arrow.ArrayData, bool) {
-	buffers, changed := d.Buffers(), false
-	if d.Offset() == 0 {
-		bits := (d.Len() + 7) / 8
-		for i, spec := range d.DataType().Layout().Buffers {
-			if spec.Kind != arrow.KindBitmap || i >= len(buffers) || buffers[i] == nil || buffers[i].Len() <= bits {
-				continue
-			}
-			if !changed {
-				buffers = append([]*memory.Buffer(nil), buffers...)
-			}
-			buffers[i] = memory.SliceBuffer(buffers[i], 0, bits)
-			defer buffers[i].Release()
-			changed = true
-		}
-	}
-	children := d.Children()
-	for i, c := range d.Children() {
-		short, ok := trimmedData(c)
-		if !ok {
-			continue
-		}
-		if &children[0] == &d.Children()[0] {
-			children = append([]arrow.ArrayData(nil), children...)
-		}
-		children[i], changed = short, true
-		defer short.Release()
-	}
-	// A dictionary is left alone: it is copied into a frame in any case.
-	if !changed {
-		return d, false
-	}
-	if dict, ok := d.(*array.Data); ok && d.DataType().ID() == arrow.DICTIONARY {
-		return array.NewDataWithDictionary(d.DataType(), d.Len(), buffers, d.NullN(), d.Offset(), dict.Dictionary().(*array.Data)), true
-	}
-	return array.NewData(d.DataType(), d.Len(), buffers, children, d.NullN(), d.Offset()), true
 }
