@@ -23,7 +23,7 @@ func childStages() map[string]stages.Stage {
 	set := map[string]stages.Stage{}
 	for name, s := range map[string]stages.Stage{
 		"double": double, "double-in-place": inPlace, "resuming": resuming, "numbers": numbers,
-		"reports": reporting, "fails": failsFor, "dies": dies,
+		"reports": reporting, "fails": failsFor, "dies": dies, "built": built,
 	} {
 		set[stages.ChildName(pipeline, name)] = s
 	}
