@@ -41,6 +41,13 @@ func further() map[string]worker.Func {
 			}
 			return fmt.Errorf("ate %d", len(all))
 		},
+		"flood": func(_ context.Context, task *worker.ChildTask) error {
+			l := task.Logger()
+			for i := range 12_000 {
+				l.Info("again", "i", i)
+			}
+			return nil
+		},
 		// mirror writes what it reads, until told to stop.
 		"mirror": func(ctx context.Context, task *worker.ChildTask) error {
 			for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
