@@ -336,7 +336,7 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				s.Leased++
 				s.BodyBytes += b.Ref.BodyBytes
 			})
-			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease}, nil) {
+			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes}, nil) {
 				return
 			}
 		}

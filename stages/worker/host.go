@@ -253,6 +253,9 @@ type InputBatch struct {
 	Sequence uint64
 	Lease    *shm.Lease
 	Batch    arrow.RecordBatch
+	// BodyBytes is the size of the leased batch's body, for Stats.InBytes; 0: it is
+	// worked out, which reads the frame's metadata.
+	BodyBytes int64
 }
 
 // Output is a batch from the child, its framing and every value validated. It is

@@ -465,19 +465,8 @@ func BenchmarkJob(b *testing.B) {
 			}
 			b.SetBytes(int64(rows * 8))
 			b.ReportAllocs()
-			n := b.N
-			feed := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
-				return func(yield func(worker.InputBatch, error) bool) {
-					for i := range n {
-						l, err := a.Lease(handle, "bench")
-						if !yield(worker.InputBatch{Sequence: uint64(i), Lease: l}, err) {
-							return
-						}
-					}
-				}
-			}
 			b.ResetTimer()
-			if err := h.Do(b.Context(), worker.Job{Stage: "drain", Inputs: []worker.Input{{Name: "in", Batches: feed}}}); err != nil {
+			if err := h.Do(b.Context(), worker.Job{Stage: "drain", Inputs: []worker.Input{{Name: "in", Batches: repeat(a, handle, b.N, int64(rows*8))}}}); err != nil {
 				b.Fatal(err)
 			}
 			b.StopTimer()

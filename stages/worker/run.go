@@ -245,7 +245,7 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 			lease.Release()
 			return context.Cause(ctx)
 		}
-		if err := r.lease(input, in.Sequence, lease); err != nil {
+		if err := r.lease(input, in.Sequence, lease, in.BodyBytes); err != nil {
 			return fmt.Errorf("input %q, batch %d: %w", name, in.Sequence, err)
 		}
 	}
@@ -284,11 +284,13 @@ func (r *run) place(ctx context.Context, in InputBatch) (*shm.Lease, error) {
 }
 
 // lease sends one batch by reference. It owns the lease from here on.
-func (r *run) lease(input int, sequence uint64, lease *shm.Lease) error {
-	body, err := arrowio.FrameBodyBytes(lease.Bytes())
-	if err != nil {
-		lease.Release()
-		return err
+func (r *run) lease(input int, sequence uint64, lease *shm.Lease, body int64) error {
+	if body == 0 {
+		var err error
+		if body, err = arrowio.FrameBodyBytes(lease.Bytes()); err != nil {
+			lease.Release()
+			return err
+		}
 	}
 	token := newToken()
 	var room [batchBytes]byte
