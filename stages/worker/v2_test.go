@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -40,6 +41,36 @@ func further() map[string]worker.Func {
 				all = append(all, bytes.Repeat([]byte{1}, 16<<20))
 			}
 			return fmt.Errorf("ate %d", len(all))
+		},
+		// build makes batches where the host reads them, keeping each while the next is made.
+		"build": func(ctx context.Context, task *worker.ChildTask) error {
+			schema := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Float64}}, nil)
+			for i := range uint64(50) {
+				b, err := task.Build(ctx, schema, 8<<10)
+				if err != nil {
+					return err
+				}
+				if i == 7 {
+					b.Cancel()
+					continue
+				}
+				r := array.NewRecordBuilder(b.Allocator(), schema)
+				r.Reserve(1000)
+				for j := range 1000 {
+					r.Field(0).(*array.Float64Builder).Append(float64(i) + float64(j))
+				}
+				rec := r.NewRecordBatch()
+				r.Release()
+				err = b.Write(ctx, i, rec)
+				rec.Release()
+				if err != nil {
+					return err
+				}
+				if b.Write(ctx, i, rec) == nil {
+					return errors.New("a build was written twice")
+				}
+			}
+			return nil
 		},
 		"flood": func(_ context.Context, task *worker.ChildTask) error {
 			l := task.Logger()
@@ -217,6 +248,31 @@ func TestFullChildArena(t *testing.T) {
 		keep = nil
 		return shared == 1
 	})
+}
+
+// TestChildBuildsInPlace has a child make batches where they are read: none is
+// copied on the way, while there is room.
+func TestChildBuildsInPlace(t *testing.T) {
+	for mode, bytes := range map[worker.OutputMode]int64{worker.Shared: 1 << 20, worker.Sealed: 1 << 20, "": 4 << 10} {
+		cfg := worker.Config{Outputs: mode, ChildBytes: bytes}
+		if mode == "" { // an arena that is too small
+			cfg.Outputs = worker.Shared
+		}
+		h := host(t, cfg)
+		n := 0
+		err := h.Do(t.Context(), worker.Job{Stage: "build", OnBatch: func(_ context.Context, out *worker.Output) error {
+			n++
+			x := out.Batch.Column(0).(*array.Float64)
+			if x.Len() != 1000 || x.Value(999) != float64(out.Sequence)+999 || out.Arena.Shared() != (mode == worker.Shared) {
+				t.Errorf("%q: output %d of %d: %v", mode, out.Sequence, x.Len(), out.Arena.Shared())
+			}
+			return nil
+		}})
+		st := h.Stats()
+		if err != nil || n != 49 || (st.WrittenBytes == 0) != (mode == worker.Shared) || st.CopiedBytes != 0 {
+			t.Errorf("%q: %d outputs, %+v, %v", mode, n, st, err)
+		}
+	}
 }
 
 func TestModel(t *testing.T) {
