@@ -41,9 +41,9 @@ func BenchmarkOutput(b *testing.B) {
 	}
 }
 
-// TestLeasesCostNextToNothing holds the host's allocations per lease and release
-// to the lease's own.
-func TestLeasesCostNextToNothing(t *testing.T) {
+// TestLeasesAllocateNothing holds that a lease, its message and its release take
+// nothing from the host's heap, whatever a job as such does.
+func TestLeasesAllocateNothing(t *testing.T) {
 	a := newArena(t, 1<<16)
 	h := host(t, worker.Config{})
 	rec := numbers(1, 2, 3)
@@ -62,7 +62,7 @@ func TestLeasesCostNextToNothing(t *testing.T) {
 		}
 		runtime.ReadMemStats(&after)
 	}
-	if per := float64(after.Mallocs-before.Mallocs) / n; per > 2.5 {
+	if per := float64(after.Mallocs-before.Mallocs) / n; per > 0.5 {
 		t.Errorf("%.2f allocations per batch", per)
 	} else {
 		t.Logf("%.2f allocations per batch", per)
@@ -74,7 +74,7 @@ func repeat(a *shm.Arena, handle shm.Handle, n int, body int64) func(context.Con
 	return func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for i := range n {
-				l, err := a.Lease(handle, "bench")
+				l, err := a.Hold(handle, "bench")
 				if !yield(worker.InputBatch{Sequence: uint64(i), Lease: l, BodyBytes: body}, err) {
 					return
 				}

@@ -72,7 +72,11 @@ func TestRoundTripByReference(t *testing.T) {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for _, out := range kept {
 				l, err := hot.Open(out.Handle.String(), "again")
-				if !yield(worker.InputBatch{Sequence: out.Sequence, Lease: l}, err) {
+				if err != nil {
+					yield(worker.InputBatch{}, err)
+					return
+				}
+				if !yield(worker.InputBatch{Sequence: out.Sequence, Lease: *l}, nil) {
 					return
 				}
 			}

@@ -372,7 +372,7 @@ func TestChildrenThatDoNotStart(t *testing.T) {
 		"sleep": "not ready after", "gone": "changed my mind", "version": "version 99", "garbage": "packet of 7 bytes", "refuses": "it closed the connection: not today",
 	} {
 		t.Run(mode, func(t *testing.T) {
-			_, err := worker.Start(t.Context(), worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, StartTimeout: 2 * time.Second})
+			_, err := worker.Start(t.Context(), worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, StartTimeout: 2 * time.Second, Backoff: time.Millisecond})
 			if !errors.Is(err, worker.ErrWorkerDied) || !strings.Contains(err.Error(), want) {
 				t.Error(err)
 			}

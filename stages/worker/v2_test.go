@@ -370,7 +370,7 @@ func TestTraceback(t *testing.T) {
 func again(a *shm.Arena, h shm.Handle) func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 	return func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
-			l, err := a.Lease(h, "test")
+			l, err := a.Hold(h, "test")
 			yield(worker.InputBatch{Lease: l}, err)
 		}
 	}
