@@ -53,6 +53,10 @@ func TestLeasesAllocateNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	const n = 5000
+	most := 0.5
+	if raceEnabled {
+		most = 3 // the detector's own
+	}
 	job := worker.Job{Stage: "drain", Inputs: []worker.Input{{Name: "in", Batches: repeat(a, handle, n, 64)}}}
 	var before, after runtime.MemStats
 	for range 2 { // the first warms up
@@ -62,10 +66,8 @@ func TestLeasesAllocateNothing(t *testing.T) {
 		}
 		runtime.ReadMemStats(&after)
 	}
-	if per := float64(after.Mallocs-before.Mallocs) / n; per > 0.5 {
+	if per := float64(after.Mallocs-before.Mallocs) / n; per > most {
 		t.Errorf("%.2f allocations per batch", per)
-	} else {
-		t.Logf("%.2f allocations per batch", per)
 	}
 }
 
