@@ -410,7 +410,10 @@ func TestCloseInterruptsAJob(t *testing.T) {
 }
 
 func TestConfigFaults(t *testing.T) {
-	for _, cfg := range []worker.Config{{Credit: 300}, {Credit: -1}, {StartTimeout: -time.Second}, {Command: []string{"/nonexistent/program"}}} {
+	for _, cfg := range []worker.Config{
+		{Credit: 300}, {Credit: -1}, {StartTimeout: -time.Second}, {Command: []string{"/nonexistent/program"}}, {Outputs: "both"},
+		{ChildBytes: -1}, {ModelBytes: -1}, {MemoryBytes: -1}, {BatchBytes: -1}, {Processes: 65}, {Processes: -1},
+	} {
 		if h, err := worker.Start(t.Context(), cfg); err == nil {
 			h.Close(t.Context())
 			t.Errorf("%+v was accepted", cfg)

@@ -21,6 +21,7 @@ import (
 // further are stages of the child, beside those of main_test.go.
 func further() map[string]worker.Func {
 	return map[string]worker.Func{
+		"squares": squares,
 		// model hands over as many bytes as its parameters have.
 		"model": func(ctx context.Context, task *worker.ChildTask) error {
 			m, err := task.SaveModel(ctx, worker.ModelDraft{Metrics: map[string]float64{"auc": 0.9}, Precision: "fp16"}, task.Params)
