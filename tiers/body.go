@@ -128,15 +128,14 @@ func firstBuffer(batch arrow.RecordBatch) []byte {
 	return nil
 }
 
-// adopt makes a segment that another process wrote the hot copy; over the host's
+// adopt makes a slot that another process wrote the hot copy; over the host's
 // quota it is written to the warm tier alone.
-func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
-	handle, ok := seg.Sole()
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("%w: not an adopted segment", arrowio.ErrGone), seg.Close())
-	}
+func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
 	h := w.store.hot
-	fail := func(err error) (*body, error) { return nil, errors.Join(err, seg.Close()) }
+	fail := func(err error) (*body, error) {
+		_ = seg.Drop(handle) // gone with its arena: as wanted
+		return nil, err
+	}
 	full := h.host.Add(seg)
 	if full != nil && !errors.Is(full, shm.ErrQuota) {
 		return fail(full)
@@ -157,7 +156,7 @@ func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
 	}
 	b := &body{
 		content: framed(frame), fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
-		abandon: func() { rec.Release(); _ = seg.Close() },
+		abandon: func() { rec.Release(); _ = seg.Drop(handle) }, // gone with its arena: as wanted
 	}
 	if full != nil {
 		b.spilled = full

@@ -42,6 +42,7 @@ type Arena struct {
 	closed  bool
 	ended   bool // unmapped
 	oneShot bool // ends with its only slot
+	peer    *Peer
 	space   space
 	waiters []*waiter
 	slots   map[int64]*slot // by offset
@@ -293,12 +294,7 @@ func (a *Arena) take(bytes int64) *slot {
 	if part == 0 {
 		return nil
 	}
-	s := a.spareSlots
-	if s == nil {
-		s = &slot{}
-	} else {
-		a.spareSlots = s.next
-	}
+	s := a.spareSlot()
 	a.next++
 	offset := a.space.parts[part].offset
 	*s = slot{
@@ -310,6 +306,16 @@ func (a *Arena) take(bytes int64) *slot {
 	a.stats.Loans++
 	a.stats.Used += reserved
 	a.stats.HighWater = max(a.stats.HighWater, a.stats.Used)
+	return s
+}
+
+// spareSlot is one to be filled. Callers hold mu.
+func (a *Arena) spareSlot() *slot {
+	s := a.spareSlots
+	if s == nil {
+		return &slot{}
+	}
+	a.spareSlots = s.next
 	return s
 }
 
@@ -355,7 +361,11 @@ func (a *Arena) reuse(s *slot) {
 		a.closed = true
 		return
 	}
-	a.space.give(s.part)
+	if a.peer != nil {
+		a.peer.free(s.handle.Offset)
+	} else {
+		a.space.give(s.part)
+	}
 	s.next = a.spareSlots
 	a.spareSlots = s
 	a.serve()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 		rawChild(mode)
 		os.Exit(0)
 	}
+	maps.Copy(stages, further())
 	worker.RunIfChild(stages)
 	if os.Getenv("WORKER_TEST_PARENT") != "" {
 		parent()
@@ -242,7 +244,7 @@ func leased(a *shm.Arena, n int) func(context.Context, uint64, uint64) iter.Seq2
 					yield(worker.InputBatch{}, err)
 					return
 				}
-				l, err := a.Lease(h, "test")
+				l, err := a.Hold(h, "test")
 				if err != nil {
 					yield(worker.InputBatch{}, err)
 					return
