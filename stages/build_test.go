@@ -3,6 +3,7 @@ package stages_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,12 +95,13 @@ func TestBuiltInAChild(t *testing.T) {
 func TestIngestBuildsInTheArena(t *testing.T) {
 	w := newWorld(t, events.AllowAll())
 	p := w.process()
-	csv := "at,n,who\n"
+	var csv strings.Builder
+	csv.WriteString("at,n,who\n")
 	for i := range 2000 {
-		csv += fmt.Sprintf("2001-01-%02d %02d:00:00,%d,name %d\n", 1+i%3, i%24, i, i%7)
+		fmt.Fprintf(&csv, "2001-01-%02d %02d:00:00,%d,name %d\n", 1+i%3, i%24, i, i%7)
 	}
 	source, err := ingest.NewSource(ingest.Config{
-		Data: []byte(csv), Name: "f.csv", Key: ingest.ByTime{Column: "at", Width: 24 * time.Hour},
+		Data: []byte(csv.String()), Name: "f.csv", Key: ingest.ByTime{Column: "at", Width: 24 * time.Hour},
 		Schema: arrow.NewSchema([]arrow.Field{
 			{Name: "at", Type: &arrow.TimestampType{Unit: arrow.Microsecond}},
 			{Name: "n", Type: arrow.PrimitiveTypes.Int64}, {Name: "who", Type: arrow.BinaryTypes.String},

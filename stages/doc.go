@@ -4,10 +4,9 @@
 //
 // A Stage has one method, Run, and Func makes one of a function. Run gets a Task:
 // its inputs (Batches, All, Range), its output (Write or WriteAt, or Build and
-// WriteBuilt), its parameters
-// (Decode), and ways to report (Progress, Metric, Note, Checkpoint, Publish,
-// SaveModel). The same code runs in the worker's process, in a child process, and
-// against datasets in memory (package stagetest).
+// WriteBuilt), its parameters (Decode), and ways to report (Progress, Metric,
+// Note, Checkpoint, Publish, SaveModel). The same code runs in the worker's
+// process, in a child process, and against datasets in memory (package stagetest).
 //
 // # Batches and who owns them
 //

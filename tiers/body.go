@@ -157,14 +157,13 @@ func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
 	b := &body{
 		content: framed(frame), fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
 		abandon: func() { rec.Release(); _ = seg.Drop(handle) }, // gone with its arena: as wanted
+		spilled: full,
 	}
-	if full != nil {
-		b.spilled = full
-		b.keep = func(string) { b.abandon() }
-		return b, nil
+	b.keep = func(string) { b.abandon() }
+	if b.spilled == nil {
+		b.hot = &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"}
+		b.keep = func(id string) { h.add(id, seg, handle); rec.Release() }
 	}
-	b.hot = &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"}
-	b.keep = func(id string) { h.add(id, seg, handle); rec.Release() }
 	return b, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -112,7 +113,7 @@ func TestBuildOfAnySchema(t *testing.T) {
 		dicts, foreign := 0, 0
 		for i := range rapid.IntRange(1, 8).Draw(t, "columns") {
 			k := rapid.IntRange(0, len(types)).Draw(t, "type")
-			f := arrow.Field{Name: fmt.Sprint(i), Type: dictionary, Nullable: true}
+			f := arrow.Field{Name: strconv.Itoa(i), Type: dictionary, Nullable: true}
 			if k < len(types) {
 				f.Type = types[k].Type
 			} else {
@@ -241,7 +242,7 @@ func appendValue(b array.Builder, i int) {
 	case *array.BooleanBuilder:
 		b.Append(i%2 == 0)
 	default:
-		if err := b.AppendValueFromString(fmt.Sprint(i % 100)); err != nil {
+		if err := b.AppendValueFromString(strconv.Itoa(i % 100)); err != nil {
 			panic(err)
 		}
 	}
