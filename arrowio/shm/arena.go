@@ -21,7 +21,7 @@ type Config struct {
 	Bytes int64  // capacity, rounded up to whole pages; required
 	Name  string // shown in /proc/PID/maps; default "stokehold"
 	// Prefault touches every page when the arena is made, so that no first write to
-	// one waits for the kernel. It takes about a second per 4 GiB.
+	// one waits for the kernel. It takes about a second per GiB.
 	Prefault bool
 	// HugePages asks for larger pages. What the machine does not give is done without;
 	// Stats.HugePages says so.
