@@ -13,6 +13,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/endian"
+	"github.com/apache/arrow-go/v18/arrow/extensions"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 
@@ -402,6 +403,18 @@ func hostiles(tb testing.TB) []hostile {
 	h = whole("type of fixed size -1", stream(tb, arrow.NewSchema([]arrow.Field{{Name: "x", Type: &arrow.FixedSizeBinaryType{ByteWidth: -1}}}, nil)))
 	h.trusted = true
 
+	for _, dt := range []arrow.DataType{str, arrow.BinaryTypes.LargeString, arrow.BinaryTypes.StringView} {
+		t, err := extensions.NewJSONType(dt)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		b := array.NewBuilder(memory.DefaultAllocator, dt)
+		if err := b.AppendValueFromString("{]"); err != nil {
+			tb.Fatal(err)
+		}
+		storage := b.NewArray()
+		whole(dt.String()+" that is not JSON", column(tb, array.NewExtensionArrayWithStorage(t, storage).Data())).pyarrow = accepts
+	}
 	typ := arrow.PrimitiveTypes.Int8
 	for range 1000 {
 		typ = arrow.StructOf(arrow.Field{Name: "d", Type: typ})
