@@ -403,6 +403,34 @@ func hostiles(tb testing.TB) []hostile {
 	h = whole("type of fixed size -1", stream(tb, arrow.NewSchema([]arrow.Field{{Name: "x", Type: &arrow.FixedSizeBinaryType{ByteWidth: -1}}}, nil)))
 	h.trusted = true
 
+	var fan bytes.Buffer // views that all show the whole of a buffer that is text but for its last byte
+	for range 1000 {
+		fan.Write(integers([]int64{1 << 20}, 4).Bytes())
+		fan.WriteString("xxxx\x00\x00\x00\x00\x00\x00\x00\x00")
+	}
+	h = whole("1,000 views of one megabyte", column(tb, raw(arrow.BinaryTypes.StringView, 1000, 0, []*memory.Buffer{nil, bits(fan.Bytes()...), bits(append(bytes.Repeat([]byte("x"), 1<<20), 0xff)...)})))
+	h.unsupported, h.pyarrow = true, accepts
+	full := make([]int32, 10_000)
+	for i := range full {
+		full[i] = 10_000
+	}
+	h = whole("10,000 list views of 10,000 values that must not be null", column(tb, raw(arrow.ListViewOfNonNullable(i64), 10_000, 0,
+		[]*memory.Buffer{nil, little(make([]int32, 10_000)...), little(full...)}, raw(i64, 10_001, 1, []*memory.Buffer{bits(append(bytes.Repeat([]byte{0xff}, 1250), 0)...), little(make([]int64, 10_001)...)}))))
+	h.unsupported, h.pyarrow = true, accepts
+	many := make([]arrow.Field, 70)
+	children := make([]arrow.ArrayData, len(many))
+	for i := range many {
+		many[i], children[i] = nullable("x", i64), ints(1, 2, 3, 4, 5, 6, 7, 8)
+	}
+	h = forge("70 columns in one buffer", column(tb, raw(arrow.StructOf(many...), 8, 0, []*memory.Buffer{nil}, children...)), func(m arrowio.Message) {
+		for i := range many {
+			setBuffer(m, 1+2*i, 0, 0)
+			setBuffer(m, 2+2*i, 0, 64)
+		}
+		put(m.Meta[m.BodyLengthAt:], 0, int64(64))
+	})
+	h.frame = append(h.frame[:len(h.frame)-8-69*64], eos...)
+	h.trusted, h.unsupported, h.pyarrow = true, true, accepts
 	for _, dt := range []arrow.DataType{str, arrow.BinaryTypes.LargeString, arrow.BinaryTypes.StringView} {
 		t, err := extensions.NewJSONType(dt)
 		if err != nil {

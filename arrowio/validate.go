@@ -22,7 +22,17 @@ import (
 // views of no values beyond the end) and what Arrow C++ refuses (nulls in map
 // keys, decimals beyond their precision, times outside the day). What this
 // accepts, Arrow C++ validates in full, too; a test holds that.
-type validator struct{ full bool }
+type validator struct {
+	full bool
+	// seen are dictionaries that have been checked: many fields can share one.
+	seen map[arrow.ArrayData]bool
+}
+
+// maxOverlap bounds the work that a frame can ask for: nothing in it may refer to
+// more bytes or values than this many times those that are there. Values may be
+// shared, but a buffer of megabytes that each of a million views refers to would
+// keep its reader busy for hours.
+const maxOverlap = 64
 
 // column checks the data of a field.
 func (v *validator) column(f arrow.Field, d arrow.ArrayData) error {
@@ -140,6 +150,8 @@ func validJSON(d arrow.ArrayData) error {
 	return nil
 }
 
+var errOverlap = fmt.Errorf("%w: values overlap more than %d times", ErrUnsupported, maxOverlap)
+
 // retyped is data seen as of another type with the same layout.
 type retyped struct {
 	arrow.ArrayData
@@ -183,11 +195,15 @@ func (v *validator) required(f arrow.Field, parent, child arrow.ArrayData, span 
 	if !v.full || f.Nullable || child.NullN() == 0 {
 		return nil
 	}
+	budget := maxOverlap * (child.Len() + parent.Len())
 	for i := range parent.Len() {
 		if !valid(parent, i) {
 			continue
 		}
 		start, n := span(i)
+		if budget -= n; budget < 0 {
+			return errOverlap
+		}
 		nulls := n
 		if bitmap := child.Buffers()[0]; bitmap != nil {
 			nulls -= bitutil.CountSetBits(bitmap.Bytes(), start, n)
@@ -209,8 +225,14 @@ func holds(d arrow.ArrayData, buffer, width int) error {
 
 func (v *validator) dictionary(t *arrow.DictionaryType, d arrow.ArrayData) error {
 	dict := d.Dictionary()
-	if err := v.array(dict); err != nil {
-		return fmt.Errorf("dictionary: %w", err)
+	if !v.seen[dict] {
+		if err := v.array(dict); err != nil {
+			return fmt.Errorf("dictionary: %w", err)
+		}
+		if v.seen == nil {
+			v.seen = map[arrow.ArrayData]bool{}
+		}
+		v.seen[dict] = true
 	}
 	if err := holds(d, 1, t.IndexType.(arrow.FixedWidthDataType).BitWidth()/8); err != nil || !v.full {
 		return err
@@ -283,6 +305,13 @@ func (v *validator) views(d arrow.ArrayData, text bool) error {
 	headers := arrow.GetData[arrow.ViewHeader](d.Buffers()[1].Bytes())
 	raw := d.Buffers()[1].Bytes()
 	data := d.Buffers()[2:]
+	budget := len(raw)
+	allText := make([]bool, len(data)) // buffers that are UTF-8 from end to end
+	for i, b := range data {
+		allText[i] = text && utf8.Valid(b.Bytes())
+		budget += b.Len()
+	}
+	budget *= maxOverlap
 	for i := range d.Len() {
 		if !valid(d, i) {
 			continue
@@ -306,9 +335,16 @@ func (v *validator) views(d arrow.ArrayData, text bool) error {
 			if at < 0 || at >= len(data) || from < 0 || from > data[at].Len()-n {
 				return fmt.Errorf("view %d refers to %d+%d in buffer %d of %d", i, from, n, at, len(data))
 			}
-			value = data[at].Bytes()[from : from+n]
+			whole := data[at].Bytes()
+			value = whole[from : from+n]
 			if prefix := h.Prefix(); !bytes.Equal(value[:len(prefix)], prefix[:]) {
 				return fmt.Errorf("view %d has another prefix than its value", i)
+			}
+			if budget -= n; text && budget < 0 {
+				return errOverlap
+			}
+			if allText[at] && utf8.RuneStart(value[0]) && (from+n == len(whole) || utf8.RuneStart(whole[from+n])) {
+				continue
 			}
 		}
 		if text && !utf8.Valid(value) {
