@@ -184,7 +184,7 @@ func TestPyarrow(t *testing.T) {
 		g := &filler{r: rand.New(rand.NewPCG(3, 4))}
 		for i, f := range everyType() {
 			t.Run(fmt.Sprint(i, " ", f.Name), func(t *testing.T) {
-				for _, rows := range []int{0, 1, 21} {
+				for _, rows := range []int{0, 21} {
 					rec := g.batch(arrow.NewSchema([]arrow.Field{f}, nil), rows)
 					defer rec.Release()
 					j.thereAndBack(t, rec)
