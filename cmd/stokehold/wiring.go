@@ -11,6 +11,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/stages/deploy"
+	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -106,11 +107,22 @@ func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err erro
 		return nil, err
 	}
 	sys.Closer = func(ctx context.Context) error { return errors.Join(app.Close(ctx), server.Shutdown(ctx)) }
-	sys.Definitions, err = flights.Pipelines(flights.NewStages(data, &deploy.Client{URL: server.URL()}))
+	work := stokehold.WorkConfig{Seed: h.Seed}
+	set := flights.NewStages(data, &deploy.Client{URL: server.URL()})
+	if h.Python != "" {
+		set.FeaturesWorker = flights.PythonWorker
+		c, err := flights.NewPythonWorker(h.Python, cfg.StateDir)
+		if err != nil {
+			return nil, err
+		}
+		work.Workers = map[string]worker.Config{flights.PythonWorker: c}
+	}
+	sys.Definitions, err = flights.Pipelines(set)
 	if err != nil {
 		return nil, err
 	}
-	_, err = app.Work(ctx, stokehold.WorkConfig{Pipelines: sys.Definitions, Seed: h.Seed})
+	work.Pipelines = sys.Definitions
+	_, err = app.Work(ctx, work)
 	return sys, err
 }
 
