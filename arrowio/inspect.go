@@ -10,15 +10,11 @@ import (
 // FrameBodyBytes is the sum of the body lengths in bytes of a framed batch, from
 // its message headers alone. The error wraps ErrCorrupt.
 func FrameBodyBytes(frame []byte) (int64, error) {
-	m, _, err := split(frame, nil)
+	m, err := split(frame, nil)
 	if err != nil {
 		return 0, fmt.Errorf("arrowio: frame of %d bytes: %w: %w", len(frame), ErrCorrupt, err)
 	}
-	n := int64(0)
-	for _, p := range m.left {
-		n += int64(len(p.body))
-	}
-	return n, nil
+	return m.body, nil
 }
 
 // Message is one encapsulated message of a frame, without the 8 bytes that come
@@ -41,14 +37,14 @@ type Layout struct {
 // as Decode does, but no values. It copies no body bytes. The error wraps
 // ErrCorrupt.
 func Inspect(frame []byte) (Layout, error) {
-	m, rows, err := split(frame, nil)
+	m, err := split(frame, nil)
 	if err != nil {
 		return Layout{}, fmt.Errorf("arrowio: frame of %d bytes: %w: %w", len(frame), ErrCorrupt, err)
 	}
-	l := Layout{Rows: rows, Messages: make([]Message, len(m.left))}
-	for i, p := range m.left {
-		l.Messages[i] = Message{Meta: p.meta, Body: p.body}
-		l.BodyBytes += int64(len(p.body))
+	l := Layout{Rows: m.batch.header.rows, BodyBytes: m.body, Messages: make([]Message, 0, 2+len(m.dicts))}
+	l.Messages = append(l.Messages, Message{Meta: m.known.meta}) // a schema has no body
+	for _, p := range append(m.dicts, m.batch) {
+		l.Messages = append(l.Messages, Message{Meta: p.meta, Body: p.body})
 	}
 	return l, nil
 }

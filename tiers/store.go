@@ -36,6 +36,7 @@ type Store struct {
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
 	copies arrowio.Copies
+	spills spills
 
 	// announced is, by dataset, one past the newest sequence that this store knows
 	// to be in the event stream; it saves publishing it again.
@@ -86,6 +87,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.PeerTimeout < 0 {
 		faults = append(faults, fmt.Errorf("config: PeerTimeout %s is negative", cfg.PeerTimeout))
 	}
+	if cfg.HotWait < 0 {
+		faults = append(faults, fmt.Errorf("config: HotWait %s is negative", cfg.HotWait))
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
@@ -96,7 +100,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.peers.open(cfg)
 	s.advertise = cfg.Advertise
 	var err error
-	if s.hot, err = openHot(cfg.Host, cfg.Arena, &s.copies); err != nil {
+	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}
 	}
 	if s.warm, err = openWarm(cfg.Warm); err != nil {
@@ -206,6 +210,8 @@ type Stats struct {
 	PeerErrors      int64 // failures of peers, batches that they do not have (any more) left out
 	Moved           int64 // verified migrations that this store flipped
 	CopiedBytes     int64 // body bytes copied into an arena from the Go heap or another tier
+	Spilled         int64 // batches written to the warm tier alone for want of room in the arena
+	SpilledBytes    int64 // their bodies
 }
 
 // Stats returns the counters since Open.
@@ -214,6 +220,7 @@ func (s *Store) Stats() Stats {
 		Hot: s.opened[0].Load(), Warm: s.opened[1].Load(), Cold: s.opened[2].Load(),
 		Peer: s.peers.opened.Load(), PeerErrors: s.peers.errors.Load(),
 		Moved: s.moved.Load(), CopiedBytes: s.copies.Bytes(),
+		Spilled: s.spills.batches.Load(), SpilledBytes: s.spills.bytes.Load(),
 	}
 }
 
