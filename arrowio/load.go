@@ -235,7 +235,7 @@ func (s *source) load(dt arrow.DataType, enc encoding) (arrow.ArrayData, error) 
 		if nulls != 0 {
 			return nil, fmt.Errorf("union with %d nulls of its own", nulls)
 		}
-		buffers = append(make([]*memory.Buffer, 1, 3), s.nextBuffer())
+		buffers = []*memory.Buffer{nil, s.nextBuffer()}
 		if t.Mode() == arrow.DenseMode {
 			buffers = append(buffers, s.nextBuffer())
 		}
