@@ -126,6 +126,16 @@ func rawChild(mode string) {
 		version = 99
 	case "noise":
 		fmt.Println(strings.Repeat("garbage ", 100_000))
+	case "slow second":
+		f, err := os.OpenFile(os.Getenv("WORKER_TEST_ONCE"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err == nil {
+			must(f.Close())
+			break
+		}
+		f, err = os.Create(os.Getenv("WORKER_TEST_ONCE") + ".second")
+		must(err)
+		must(f.Close())
+		time.Sleep(500 * time.Millisecond) // the test closes the pool meanwhile
 	case "garbage":
 		send([]byte("garbage"))
 	case "refuses":

@@ -10,10 +10,13 @@ import (
 const lastWait = 20 * time.Millisecond
 
 // SendNow sends a message if that can be done nearly at once: last words to a
-// peer that may have stopped reading. It gives up while another Send waits.
+// peer that may have stopped reading. It gives up where another Send waits for
+// that.
 func (c *Conn) SendNow(k Kind, job uint32, payload []byte) error {
-	if !c.mu.TryLock() {
-		return errors.New("handoff: send now: the connection is busy")
+	for end := time.Now().Add(lastWait); !c.mu.TryLock(); time.Sleep(lastWait / 20) {
+		if time.Now().After(end) {
+			return errors.New("handoff: send now: the connection is busy")
+		}
 	}
 	defer c.mu.Unlock()
 	var err error
