@@ -135,7 +135,7 @@ func rawChild(mode string) {
 		f, err = os.Create(os.Getenv("WORKER_TEST_ONCE") + ".second")
 		must(err)
 		must(f.Close())
-		time.Sleep(500 * time.Millisecond) // the test closes the pool meanwhile
+		<-time.After(500 * time.Millisecond) // the test closes the pool meanwhile
 	case "garbage":
 		send([]byte("garbage"))
 	case "refuses":
@@ -256,12 +256,12 @@ func misbehave(mode string, tokens []uint64) {
 	case "gives up":
 		send(raw(rawGaveUp, 0, []byte("I have seen \xff enough")...))
 		os.Exit(4)
-	default:
-		misshare(mode, frame)
 	case "keeps all": // and says it is done, which is allowed: the host takes them back
 		send(raw(rawDone, 1, u64s(0, 0)...))
 	case "noise":
 		send(raw(rawDone, 1, u64s(0, 0)...))
+	default:
+		misshare(mode, frame)
 	}
 	if !needsBatch[mode] {
 		for {
