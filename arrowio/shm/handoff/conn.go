@@ -231,6 +231,19 @@ func (c *Conn) Receive() (Packet, error) {
 	return p, nil
 }
 
+// hungUp reports whether the peer has closed its end, whatever is left to read.
+func (c *Conn) hungUp() bool {
+	return c.events(unix.POLLRDHUP)&(unix.POLLHUP|unix.POLLRDHUP) != 0
+}
+
+// unread reports whether something has come that was not received yet.
+func (c *Conn) unread() bool { return c.events(unix.POLLIN)&unix.POLLIN != 0 }
+
+func (c *Conn) events(want int16) (got int16) {
+	_ = c.raw.Control(func(fd uintptr) { got = polled(int(fd), want) }) // closed: no events
+	return got
+}
+
 // Close ends the connection; what was not sent by then is of no use to anyone.
 func (c *Conn) Close() { _ = c.c.Close() }
 
