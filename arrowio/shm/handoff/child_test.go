@@ -172,7 +172,7 @@ func ownerChild(cfg childConfig) {
 		case "fill": // writes over all memory that is free
 			var loans []*shm.Loan
 			for {
-				ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 				l, err := arena.Loan(ctx, 4096)
 				cancel()
 				if err != nil {
@@ -270,7 +270,7 @@ func consumerChild(childConfig) {
 		case "loop":
 			h := must(arrowio.ParseSharedURI(words[1]))
 			go func() {
-				for {
+				for range time.Tick(2 * time.Millisecond) { // there may be many such
 					if err := once(h); err != nil {
 						loopErr.Store(err.Error())
 						return

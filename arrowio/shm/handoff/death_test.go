@@ -2,6 +2,7 @@ package handoff_test
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,24 +32,43 @@ func startOwner(t *testing.T, cfg childConfig) (*child, ownerReport) {
 	return c, r
 }
 
-// bystander leases and checks batches all the time.
-func startBystander(t *testing.T, o ownerReport) (_ *child, unaffected func()) {
+// startBystander starts a process that leases and checks batches all the time.
+// unaffected waits until it has gone on.
+func startBystander(t *testing.T, o ownerReport) (c *child, unaffected func(*testing.T)) {
 	t.Helper()
-	c := start(t, "consumer", childConfig{})
+	c = start(t, "consumer", childConfig{})
 	c.ask(nil, "dial", o.Path)
 	c.ask(nil, "loop", o.Handles[3])
-	report := func() (r consumerReport) {
+	report := func(t *testing.T) (r consumerReport) {
+		t.Helper()
 		c.ask(&r, "report")
 		if r.Err != "" || r.Lost != "" {
 			t.Fatalf("the bystander: %s %s", r.Err, r.Lost)
 		}
 		return r
 	}
-	eventually(t, "the bystander leases", func() bool { return report().N > 0 })
-	return c, func() {
+	eventually(t, "the bystander leases", func() bool { return report(t).N > 0 })
+	return c, func(t *testing.T) {
 		t.Helper()
-		n := report().N
-		eventually(t, "the bystander goes on", func() bool { return report().N > n+10 })
+		c.t = t
+		n := report(t).N
+		eventually(t, "the bystander goes on", func() bool { return report(t).N > n+10 })
+	}
+}
+
+// inPhases lets all cases die first and then checks them one by one, so that
+// their timeouts pass together.
+func inPhases(t *testing.T, names []string, die func(t *testing.T, name string, sig syscall.Signal) (check func(*testing.T))) {
+	for _, how := range []string{"killed", "stopped"} {
+		t.Run(how, func(t *testing.T) {
+			checks := make([]func(*testing.T), len(names))
+			for i, name := range names {
+				checks[i] = die(t, name, deaths[how])
+			}
+			for i, name := range names {
+				t.Run(name, checks[i])
+			}
+		})
 	}
 }
 
@@ -56,36 +76,34 @@ func startBystander(t *testing.T, o ownerReport) (_ *child, unaffected func()) {
 // where it was before the consumer came within five seconds, what the consumer
 // leased can be written over, and a bystander goes on throughout.
 func TestConsumerDies(t *testing.T) {
-	for how, sig := range deaths {
-		for _, step := range rawStepNames {
-			t.Run(how+" with "+step, func(t *testing.T) {
-				t.Parallel()
-				o, at := startOwner(t, childConfig{})
-				_, unaffected := startBystander(t, at)
-				var before ownerReport
-				// The bystander may hold one lease at the moment of the report.
-				o.ask(&before, "report")
-				victim := start(t, "raw", childConfig{Path: at.Path, Handle: at.Handles[0], Step: step})
-				victim.read(nil)
-				victim.tell("go")
-				victim.read(nil)
-				victim.signal(sig)
-				unaffected()
-				eventually(t, "back to baseline", func() bool {
-					var now ownerReport
-					o.ask(&now, "report")
-					return now.Leases <= 1 && now.Used == before.Used && now.Peers == 1 && now.FDs == before.FDs && now.Maps == before.Maps
-				})
-				o.ask(nil, "drop", at.Handles[0])
-				var filled int
-				o.ask(&filled, "fill")
-				if filled < int(1<<20-3*(rows*8+2048))/4096 {
-					t.Errorf("only %d pages could be written: the slot is still held", filled)
-				}
-				unaffected()
+	inPhases(t, rawStepNames, func(t *testing.T, step string, sig syscall.Signal) func(*testing.T) {
+		o, at := startOwner(t, childConfig{})
+		_, unaffected := startBystander(t, at)
+		var before ownerReport
+		o.ask(&before, "report")
+		victim := start(t, "raw", childConfig{Path: at.Path, Handle: at.Handles[0], Step: step})
+		victim.read(nil)
+		victim.tell("go")
+		victim.read(nil)
+		victim.signal(sig)
+		return func(t *testing.T) {
+			o.t = t
+			unaffected(t)
+			eventually(t, "back to baseline", func() bool {
+				var now ownerReport
+				o.ask(&now, "report")
+				// The bystander may hold one lease at the moment.
+				return now.Leases <= 1 && now.Used == before.Used && now.Peers == 1 && now.footprint == before.footprint
 			})
+			o.ask(nil, "drop", at.Handles[0])
+			var filled int
+			o.ask(&filled, "fill")
+			if filled < int(1<<20-3*(rows*8+2048))/4096 {
+				t.Errorf("only %d pages could be written: the slot is still held", filled)
+			}
+			unaffected(t)
 		}
-	}
+	})
 }
 
 // ownerSteps are the points of an owner's life at which it dies, and what brings a
@@ -93,7 +111,7 @@ func TestConsumerDies(t *testing.T) {
 var ownerSteps = []struct {
 	name, park string
 	to         func(c *child, at ownerReport)
-	connects   bool // at this step the consumer is connected
+	connected  bool // the consumer is, at this step
 }{
 	{"a connection accepted", "accepted", func(c *child, at ownerReport) { c.tell("dial", at.Path) }, false},
 	{"hello received", "hello", func(c *child, at ownerReport) { c.tell("dial", at.Path) }, false},
@@ -134,50 +152,49 @@ var ownerSteps = []struct {
 // stays whole; everything else fails, and once the consumer has released, nothing
 // of the owner is left with it. A bystander with another owner goes on.
 func TestOwnerDies(t *testing.T) {
-	for how, sig := range deaths {
-		for _, step := range ownerSteps {
-			t.Run(how+" with "+step.name, func(t *testing.T) {
-				t.Parallel()
-				_, otherAt := startOwner(t, childConfig{})
-				_, unaffected := startBystander(t, otherAt)
-				o, at := startOwner(t, childConfig{Park: step.park})
-				c := start(t, "consumer", childConfig{})
-				var before, now consumerReport
-				c.ask(&before, "report")
-				step.to(c, at)
-				if step.park != "" {
-					o.read(nil)
-				} else {
-					o.ask(nil, "loan")
-				}
-				o.signal(sig)
-				if !step.connects { // Dial fails
-					select {
-					case line, ok := <-c.out:
-						if ok && !strings.HasPrefix(line, "FAIL ") {
-							t.Errorf("dial: %s", line)
-						}
-					case <-t.Context().Done():
-					}
-					unaffected()
-					return
-				}
-				eventually(t, "the loss noticed", func() bool {
-					c.ask(&now, "report")
-					return now.Lost != "" || step.park == "goodbye"
-				})
-				if now.Torn != "" {
-					t.Error(now.Torn)
-				}
-				c.ask(nil, "release")
-				eventually(t, "back to baseline", func() bool {
-					c.ask(&now, "report")
-					return now.Held == 0 && now.footprint == before.footprint
-				})
-				unaffected()
-			})
-		}
+	names := []string{}
+	for _, step := range ownerSteps {
+		names = append(names, step.name)
 	}
+	inPhases(t, names, func(t *testing.T, name string, sig syscall.Signal) func(*testing.T) {
+		step := ownerSteps[slices.Index(names, name)]
+		_, otherAt := startOwner(t, childConfig{})
+		_, unaffected := startBystander(t, otherAt)
+		o, at := startOwner(t, childConfig{Park: step.park})
+		c := start(t, "consumer", childConfig{})
+		var before, now consumerReport
+		c.ask(&before, "report")
+		step.to(c, at)
+		if step.park != "" {
+			o.read(nil)
+		} else {
+			o.ask(nil, "loan")
+		}
+		o.signal(sig)
+		return func(t *testing.T) {
+			c.t = t
+			if !step.connected { // Dial fails
+				if line, ok := <-c.out; ok && !strings.HasPrefix(line, "FAIL ") {
+					t.Errorf("dial: %s", line)
+				}
+				unaffected(t)
+				return
+			}
+			eventually(t, "the loss noticed", func() bool {
+				c.ask(&now, "report")
+				return now.Lost != ""
+			})
+			if now.Torn != "" {
+				t.Error(now.Torn)
+			}
+			c.ask(nil, "release")
+			eventually(t, "back to baseline", func() bool {
+				c.ask(&now, "report")
+				return now.Held == 0 && now.footprint == before.footprint
+			})
+			unaffected(t)
+		}
+	})
 }
 
 // TestBystanderDies kills and stops a consumer in the middle of whatever it does.
@@ -225,7 +242,7 @@ func TestStoppedConsumerKeeps(t *testing.T) {
 			var now ownerReport
 			for range 3 { // while it is given up for stalled
 				o.ask(nil, "fill")
-				unaffected()
+				unaffected(t)
 			}
 			within(t, 2*patience, "found stalled", func() bool {
 				p := at.Path

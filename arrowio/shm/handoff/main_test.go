@@ -170,7 +170,13 @@ func dialRaw(t testing.TB, path string) *raw {
 }
 
 func openRaw(path string) (*raw, error) {
-	u, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	dir, err := os.Open(filepath.Dir(path)) // the path may be too long for an address
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	u, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: name, Net: "unixpacket"})
 	if err != nil {
 		return nil, err
 	}
