@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -106,6 +107,20 @@ func ownFootprint() footprint {
 	return f
 }
 
+// limitFDs lets this process open no more descriptors, or as many as before.
+func limitFDs(on bool) {
+	lim := unix.Rlimit{Cur: 1024, Max: 1024}
+	if on {
+		// Descriptors are numbered from below: one that is free now tells the limit.
+		fd := must(unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0))
+		_ = unix.Close(fd)
+		lim.Cur = uint64(fd)
+	}
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &lim, nil); err != nil {
+		fail(err)
+	}
+}
+
 // ownerReport is an owner's answer to "report".
 type ownerReport struct {
 	Leases int
@@ -125,7 +140,7 @@ func ownerChild(cfg childConfig) {
 	}
 	n := max(cfg.BatchRows, 1)
 	publish := func(v int64) shm.Handle {
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		rec := uniform(n, v)
 		defer rec.Release()
@@ -187,6 +202,9 @@ func ownerChild(cfg childConfig) {
 				l.Cancel()
 			}
 			say(len(loans))
+		case "limit":
+			limitFDs(words[1] == "on")
+			say("done")
 		case "loan": // half-written, never published
 			l := must(arena.Loan(context.Background(), 4096))
 			copy(l.Bytes(), "half")
@@ -264,6 +282,9 @@ func consumerChild(childConfig) {
 		case "status":
 			go func() { _, _ = client.Status(context.Background()) }()
 			say("asked")
+		case "limit":
+			limitFDs(words[1] == "on")
+			say("done")
 		case "close":
 			_ = client.Close()
 			say("closed")

@@ -197,6 +197,13 @@ func (c *Conn) Receive() (Packet, error) {
 		return Packet{}, err
 	}
 	if errors.Is(c.in.err, unix.ECONNRESET) {
+		// The peer has closed without reading everything. That is said once, before
+		// what it sent last, which may be why.
+		if err := c.raw.Read(c.recv); err != nil {
+			return Packet{}, err
+		}
+	}
+	if errors.Is(c.in.err, unix.ECONNRESET) {
 		return Packet{}, io.EOF
 	}
 	if c.in.err != nil {
