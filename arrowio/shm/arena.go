@@ -51,6 +51,7 @@ type Arena struct {
 	closed  bool
 	ended   bool // unmapped
 	oneShot bool // ends with its only slot
+	peer    *Peer
 	free    extents
 	waiters []*waiter
 	slots   map[int64]*slot // by offset
@@ -389,6 +390,10 @@ func (a *Arena) reuse(s *slot) {
 	a.stats.Used -= s.reserved
 	if a.oneShot {
 		a.closed = true
+		return
+	}
+	if a.peer != nil {
+		a.peer.free(s.handle.Offset)
 		return
 	}
 	a.free.give(s.handle.Offset, s.reserved)
