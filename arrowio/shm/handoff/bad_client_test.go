@@ -369,12 +369,15 @@ func TestSocketsOfTheDead(t *testing.T) {
 }
 
 func TestRuntimeDir(t *testing.T) {
-	t.Setenv("XDG_RUNTIME_DIR", "/run/somewhere")
-	if d := handoff.RuntimeDir(); d != "/run/somewhere/stokehold" {
+	own := t.TempDir()
+	t.Setenv("XDG_RUNTIME_DIR", own)
+	if d := handoff.RuntimeDir(); d != filepath.Join(own, "stokehold") {
 		t.Error(d)
 	}
-	t.Setenv("XDG_RUNTIME_DIR", "not/absolute")
-	if d := handoff.RuntimeDir(); !filepath.IsAbs(d) || !strings.Contains(d, "stokehold") {
-		t.Error(d)
+	for _, bad := range []string{"not/absolute", "/not/there"} {
+		t.Setenv("XDG_RUNTIME_DIR", bad)
+		if d := handoff.RuntimeDir(); !filepath.IsAbs(d) || !strings.Contains(d, "stokehold") || strings.HasPrefix(d, "/not") {
+			t.Error(d)
+		}
 	}
 }
