@@ -48,18 +48,17 @@ type peer struct {
 	sending atomic.Bool   // the serving goroutine is in Send
 	token   *rand.ChaCha8
 
-	mu      sync.Mutex
-	id      identity
-	fence   bool // may be killed
-	state   State
-	why     string // it was cut off
-	held    map[uint64]hold
-	grants  map[[16]byte]*grant
-	bytes   int64
-	since   time.Time
-	serving bool // the goroutine runs
-	ended   bool
-	told    bool // that this side is closing
+	mu     sync.Mutex
+	id     identity
+	fence  bool // may be killed
+	state  State
+	why    string // it was cut off
+	held   map[uint64]hold
+	grants map[[16]byte]*grant
+	bytes  int64
+	since  time.Time
+	ended  bool
+	told   bool // that this side is closing
 
 	// Of the serving goroutine.
 	out       []byte
@@ -87,7 +86,7 @@ func newPeer(s *Server, c *Conn, id identity) *peer {
 	crand.Read(seed[:])
 	p := &peer{
 		s: s, conn: c, id: id, owner: fmt.Sprintf("peer-%d-%s", id.pid, hex.EncodeToString(r[:])), token: rand.NewChaCha8(seed),
-		state: Greeting, held: map[uint64]hold{}, grants: map[[16]byte]*grant{}, since: time.Now(), serving: true,
+		state: Greeting, held: map[uint64]hold{}, grants: map[[16]byte]*grant{}, since: time.Now(),
 		fruitless: fruitlessBurst, refilled: time.Now(),
 	}
 	p.hear()
@@ -109,9 +108,6 @@ func (p *peer) serve() {
 			err = p.handle(pkt)
 		}
 	}
-	p.mu.Lock()
-	p.serving = false
-	p.mu.Unlock()
 	switch {
 	case isEOF(err), errors.Is(err, errBye):
 		p.finish("")
@@ -123,11 +119,12 @@ func (p *peer) serve() {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		p.s.total.Stalled.Add(1)
 		p.cutOff(Stalled, CodeStalled, "no answer in time")
-	case p.conn.hungUp():
-		p.finish("it has closed the connection")
 	default:
 		p.cutOff(Draining, CodeInternal, err.Error())
 	}
+	// What it still holds stays until it is known that it does not read any more.
+	p.conn.awaitHangUp()
+	p.finish("it has closed the connection")
 }
 
 func (p *peer) greet() error {
@@ -462,12 +459,12 @@ func (p *peer) check(now time.Time, late, ping bool) {
 		p.mu.Unlock()
 		return
 	}
-	state, dead, serving := p.state, p.id.dead(), p.serving
+	state, dead := p.state, p.id.dead()
 	idle := len(p.held) == 0 && (p.told || state == Stalled || state == Draining)
 	p.forgetEnded()
 	p.mu.Unlock()
 	// Death is looked for too, since a forked child may keep the connection open.
-	if dead || idle || !serving && p.conn.hungUp() {
+	if dead || idle {
 		p.finish("it has ended")
 		return
 	}
