@@ -207,6 +207,7 @@ func TestOwnerDies(t *testing.T) {
 
 // TestBystanderDies kills and stops a consumer in the middle of whatever it does.
 func TestBystanderDies(t *testing.T) {
+	t.Parallel()
 	for how, sig := range deaths {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
@@ -233,6 +234,7 @@ func TestBystanderDies(t *testing.T) {
 // TestStoppedConsumerKeeps: a consumer that may not be killed keeps what it
 // leased while it is stopped, and finds it whole when it goes on.
 func TestStoppedConsumerKeeps(t *testing.T) {
+	t.Parallel()
 	for _, who := range []string{"the owner spares it", "it asked to be spared"} {
 		t.Run(who, func(t *testing.T) {
 			t.Parallel()

@@ -207,8 +207,9 @@ func (p *peer) handle(pkt Packet) error {
 			return Violation("goodbye with %d leases", n)
 		}
 		return errBye
+	default:
+		return Violation("message of kind %d from a client", pkt.Kind)
 	}
-	return Violation("message of kind %d from a client", pkt.Kind)
 }
 
 // lease answers one request.
@@ -351,7 +352,12 @@ func (p *peer) pace() {
 	p.fruitless = min(p.fruitless+now.Sub(p.refilled).Seconds()*fruitlessPerSecond, fruitlessBurst) - 1
 	p.refilled = now
 	if p.fruitless < 0 {
-		time.Sleep(time.Second / fruitlessPerSecond)
+		wait := time.NewTimer(time.Second / fruitlessPerSecond)
+		select {
+		case <-wait.C:
+		case <-p.s.stop:
+			wait.Stop()
+		}
 	}
 }
 

@@ -249,7 +249,7 @@ func (s *Server) admit(c *net.UnixConn) error {
 		conn.Close()
 		id.close()
 	}
-	if err := allowed(id.uid, s.cfg.AllowUIDs); err != nil {
+	if allowed(id.uid, s.cfg.AllowUIDs) != nil {
 		turnAway(CodeProtocol, "this user is not allowed")
 		return nil
 	}
