@@ -3,7 +3,6 @@ package tiers
 import (
 	"container/list"
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -12,10 +11,9 @@ import (
 )
 
 const (
-	// briefWait is how long a write waits for room in the arena before it goes on
-	// without a hot copy: the warm copy serves readers almost as well, so a slow
-	// reader must not hold up a writer for long.
-	briefWait = 20 * time.Millisecond
+	// defaultHotWait is Config.HotWait unless set: the warm copy serves readers almost
+	// as well, so a slow reader must not hold up a writer for long.
+	defaultHotWait = 20 * time.Millisecond
 	// maxAdopted bounds the segments of other processes that are kept: each costs
 	// a descriptor and memory that is not the arena's.
 	maxAdopted = 256
@@ -34,6 +32,7 @@ const leaseOwner = "store"
 type hot struct {
 	host   *shm.Host
 	arena  *shm.Arena // nil: nothing is written here, segments may still be adopted
+	wait   time.Duration
 	copies *arrowio.Copies
 
 	mu      sync.Mutex
@@ -60,13 +59,20 @@ func (s *hotSlot) bytes() int64 {
 	return s.handle.Length
 }
 
-func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
-	if arena != nil {
-		if err := host.Add(arena); err != nil {
+func openHot(cfg Config, copies *arrowio.Copies) (*hot, error) {
+	h := &hot{
+		host: cfg.Host, arena: cfg.Arena, wait: cfg.HotWait, copies: copies,
+		slots: map[string]*list.Element{}, order: list.New(),
+	}
+	if h.wait == 0 {
+		h.wait = defaultHotWait
+	}
+	if h.arena != nil {
+		if err := h.host.Add(h.arena); err != nil {
 			return nil, err
 		}
 	}
-	return &hot{host: host, arena: arena, copies: copies, slots: map[string]*list.Element{}, order: list.New()}, nil
+	return h, nil
 }
 
 // loan takes memory of the arena, pushing out old slots for it. Without room in
@@ -75,32 +81,31 @@ func (h *hot) loan(ctx context.Context, bytes int64, wait time.Duration) (*shm.L
 	if h.arena == nil {
 		return nil, nil
 	}
+	ctx, cancel, err := h.room(ctx, bytes, wait)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	return h.arena.Loan(ctx, bytes)
+}
+
+// room pushes out old slots until bytes fit, as far as that is possible, and
+// returns the context under which to take them: it ends after wait (0: with ctx).
+func (h *hot) room(ctx context.Context, bytes int64, wait time.Duration) (context.Context, context.CancelFunc, error) {
 	if bytes > h.arena.Size() {
-		return nil, shm.ErrTooLarge // before pushing out anything in vain
+		return nil, nil, shm.ErrTooLarge // before pushing out anything in vain
 	}
 	for range maxEvictions {
 		st := h.arena.Stats()
-		if st.Waiting == 0 && st.Used+bytes+shm.Alignment <= st.Capacity {
-			l, err := h.tryLoan(ctx, bytes, time.Millisecond)
-			if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-				return l, err
-			}
-			// There is room, but in pieces: make more.
-		}
-		if !h.evict() {
+		if st.Waiting == 0 && bytes+shm.Alignment <= st.LargestFree || !h.evict() {
 			break
 		}
 	}
-	return h.tryLoan(ctx, bytes, wait)
-}
-
-func (h *hot) tryLoan(ctx context.Context, bytes int64, wait time.Duration) (*shm.Loan, error) {
 	if wait > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, wait)
-		defer cancel()
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		return ctx, cancel, nil
 	}
-	return h.arena.Loan(ctx, bytes)
+	return ctx, func() {}, nil
 }
 
 // evict drops the oldest slot of the arena that nobody reads, and reports whether

@@ -68,7 +68,7 @@ type peer struct {
 }
 
 type hold struct {
-	lease *shm.Lease
+	lease shm.Lease
 	grant *grant
 	bytes int64
 }
@@ -291,14 +291,14 @@ func (p *peer) take(name slotName) (token uint64, g *grant, isNew bool, code Cod
 		}
 		g = &grant{arena: a, id: id}
 	}
-	l, err := g.arena.Lease(shm.Handle{Arena: g.id, Offset: name.offset, Length: name.length, Generation: name.generation}, p.owner)
+	l, err := g.arena.Hold(shm.Handle{Arena: g.id, Offset: name.offset, Length: name.length, Generation: name.generation}, p.owner)
 	if err != nil {
 		return 0, nil, false, CodeGone, err
 	}
 	if isNew {
 		p.grants[name.arena] = g
 	}
-	for token == 0 || p.held[token].lease != nil {
+	for token == 0 || p.held[token].grant != nil {
 		token = p.token.Uint64()
 	}
 	p.held[token] = hold{lease: l, grant: g, bytes: name.length}
