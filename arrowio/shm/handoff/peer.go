@@ -63,6 +63,8 @@ type peer struct {
 	// Of the serving goroutine.
 	out       []byte
 	ponged    uint64
+	evicted   [16]byte // arena that the client is to forget
+	evicting  bool
 	fruitless float64
 	refilled  time.Time
 }
@@ -215,6 +217,12 @@ func (p *peer) handle(pkt Packet) error {
 // lease answers one request.
 func (p *peer) lease(job uint32, name slotName) error {
 	token, g, isNew, code, err := p.take(name)
+	if p.evicting {
+		p.evicting = false
+		if err := p.send(kindForget, 0, append(p.out[:0], p.evicted[:]...)); err != nil {
+			return err
+		}
+	}
 	if err != nil {
 		p.s.total.Refused.Add(1)
 		p.pace()
@@ -313,18 +321,15 @@ func (p *peer) grant(id [16]byte, g *grant) error {
 	})
 }
 
-// dropIdle takes back the grant of an arena that the connection leases nothing
-// of. Callers hold mu.
+// dropIdle takes back the grant of an arena that the connection leases nothing of;
+// the serving goroutine, which alone calls this, tells the client. Callers hold mu.
 func (p *peer) dropIdle() bool {
 	for id, g := range p.grants {
-		if g.leases > 0 {
-			continue
+		if g.leases == 0 {
+			delete(p.grants, id)
+			p.evicted, p.evicting = id, true
+			return true
 		}
-		if ok, err := p.conn.TrySend(kindForget, 0, id[:]); err != nil || !ok {
-			return false
-		}
-		delete(p.grants, id)
-		return true
 	}
 	return false
 }
