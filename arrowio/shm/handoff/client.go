@@ -120,8 +120,8 @@ func dial(ctx context.Context, dir *directory, name string, cfg DialConfig) (*Cl
 		return nil, goneErr("no process serves %s: %w", filepath.Join(dir.path, name), err)
 	}
 	id, err := identify(u, false)
-	if err == nil {
-		err = allowed(id.uid, cfg.AllowUIDs)
+	if err == nil && !isAllowed(id.uid, cfg.AllowUIDs) {
+		err = fmt.Errorf("handoff: %w: process %d is user %d's", ErrNotAllowed, id.pid, id.uid)
 	}
 	if err != nil {
 		_ = u.Close()
