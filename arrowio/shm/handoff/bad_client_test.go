@@ -327,7 +327,7 @@ func TestSocketsOfTheDead(t *testing.T) {
 		return filepath.Join(dir, name)
 	}
 	const noPID = "999999999-" // above the greatest number of a process
-	swept, dialled, asked := dead(noPID+"a.sock"), "", ""
+	swept := dead(noPID + "a.sock")
 	half := dead(".new-" + noPID + "b.sock")
 	past := time.Now().Add(-time.Hour)
 	if err := os.Chtimes(half, past, past); err != nil {
@@ -341,11 +341,11 @@ func TestSocketsOfTheDead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dialled = dead(noPID + "c.sock")
+	dialled := dead(noPID + "c.sock")
 	if _, err := handoff.Dial(t.Context(), dialled, handoff.DialConfig{}); !errors.Is(err, arrowio.ErrGone) {
 		t.Error(err)
 	}
-	asked = dead(noPID + "d.sock")
+	asked := dead(noPID + "d.sock")
 	sv, err := handoff.Look(t.Context(), dir, handoff.DialConfig{})
 	if err != nil || len(sv.Processes) != 1 || len(sv.Silent) != 0 {
 		t.Errorf("%+v, %v", sv, err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ type childConfig struct {
 	Dir         string // of an owner
 	ArenaBytes  int64
 	BatchRows   int
+	Slots       int // published; default 4
 	StallMS     int
 	KeepStopped bool
 	Park        string // an owner's step at which it says so and stops serving
@@ -126,6 +128,7 @@ type ownerReport struct {
 	Leases int
 	Used   int64
 	Peers  int
+	PIDs   []int // of the peers
 	Killed uint64
 	footprint
 	Path    string
@@ -162,12 +165,15 @@ func ownerChild(cfg childConfig) {
 	}
 	s := must(handoff.Serve(sc))
 	var handles []shm.Handle
-	for i := range 4 {
+	for i := range max(cfg.Slots, 4) {
 		handles = append(handles, publish(int64(i+1)))
 	}
 	report := func() {
 		st := arena.Stats()
 		r := ownerReport{Leases: st.Leases, Used: st.Used, Peers: len(s.Status().Peers), Killed: s.Status().Served.Killed, footprint: ownFootprint(), Path: s.Path()}
+		for _, p := range s.Status().Peers {
+			r.PIDs = append(r.PIDs, p.PID)
+		}
 		for _, h := range handles {
 			r.Handles = append(r.Handles, h.String())
 		}
@@ -334,7 +340,7 @@ func rawChild(cfg childConfig) {
 // rawSteps are the steps of a consumer, in order.
 var rawStepNames = []string{
 	"connected", "hello sent", "welcomed", "lease asked, answer unread", "arena received, answer unread", "one lease held", "two leases held",
-	"release half done", "all asked for, nothing read", "inspection unread", "all released", "goodbye said",
+	"a child that has the socket", "release half done", "all asked for, nothing read", "inspection unread", "all released", "goodbye said",
 }
 
 func rawSteps(cfg childConfig) {
@@ -384,6 +390,13 @@ func rawSteps(cfg childConfig) {
 	check(r.write(handoff.LeasePacket(2, h)))
 	two := must(handoff.Token(must(r.await(handoff.KindLeased))))
 	if cfg.Step == "two leases held" {
+		return
+	}
+	if cfg.Step == "a child that has the socket" {
+		socket := must(r.u.File())
+		cat := exec.Command("cat")
+		cat.Stdin, cat.ExtraFiles = os.Stdin, []*os.File{socket} // ends with the input
+		check(cat.Start())
 		return
 	}
 	check(r.write(handoff.ReleasePacket(one)))

@@ -157,7 +157,7 @@ func dial(t testing.TB, path string, cfg handoff.DialConfig) *handoff.Client {
 // raw is a hand-driven end of a connection.
 type raw struct {
 	*handoff.Conn
-	u *net.UnixConn
+	u *net.UnixConn // of the same socket
 }
 
 func dialRaw(t testing.TB, path string) *raw {
@@ -195,7 +195,7 @@ func wrapRaw(u *net.UnixConn) (*raw, error) {
 }
 
 func (r *raw) close() {
-	r.Conn.Close()
+	r.Close()
 	_ = r.u.Close()
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
@@ -203,25 +205,33 @@ func TestStoppedOwnerGoesOn(t *testing.T) {
 	eventually(t, "the lease ended", func() bool { o.ask(&now, "report"); return now.Leases == 0 && now.Peers == 0 })
 }
 
-// TestLeasingAllocatesNothing measures the client in this process; the owner is
-// another.
+// TestLeasingAllocatesNothing measures the client alone, with the owner in
+// another process, and both sides in this one.
 func TestLeasingAllocatesNothing(t *testing.T) {
-	_, at := startOwner(t, childConfig{StallMS: 60_000}) // without a beat in between
-	c := dial(t, at.Path, handoff.DialConfig{})
-	h := handle(t, at.Handles[0])
-	once := func() {
-		l, err := c.Lease(t.Context(), h)
-		if err != nil {
-			t.Fatal(err)
+	measure := func(t *testing.T, path string, h shm.Handle) {
+		c := dial(t, path, handoff.DialConfig{})
+		once := func() {
+			l, err := c.Lease(t.Context(), h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Release()
 		}
-		l.Release()
+		for range 300 { // until all entries and buffers have been used
+			once()
+		}
+		if n := testing.AllocsPerRun(500, once); n != 0 {
+			t.Errorf("%v allocations per lease and release", n)
+		}
 	}
-	for range 300 { // until all entries and buffers have been used
-		once()
-	}
-	if n := testing.AllocsPerRun(500, once); n != 0 {
-		t.Errorf("%v allocations per lease and release", n)
-	}
+	t.Run("client", func(t *testing.T) {
+		_, at := startOwner(t, childConfig{StallMS: 60_000}) // without a beat in between
+		measure(t, at.Path, handle(t, at.Handles[0]))
+	})
+	t.Run("both sides", func(t *testing.T) {
+		o := serve(t, func(c *handoff.ServerConfig) { c.Heartbeat, c.StallTimeout = time.Minute, 2*time.Minute })
+		measure(t, o.Path(), put(t, o.arena, 1))
+	})
 }
 
 // BenchmarkLease is a lease and its release between two processes; the size of
