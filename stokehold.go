@@ -262,8 +262,12 @@ func (a *App) openData(ctx context.Context, o options) error {
 	if err := a.Hot.Add(arena); err != nil {
 		return err
 	}
+	peers, err := a.shareHot()
+	if err != nil {
+		return err
+	}
 	a.Store, err = tiers.Open(ctx, tiers.Config{
-		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
+		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold, Peers: peers,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 	})
 	if err != nil {

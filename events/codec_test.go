@@ -272,7 +272,7 @@ func BenchmarkCodec(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, x := range []string{"stkpolicy", "stkmac", "stkdecision", "stkrun"} {
+	for _, x := range []string{"stkstamp", "stkpipeline", "stkstage", "stkrun"} {
 		ev.SetExtension(x, "0123456789abcdef0123456789abcdef")
 	}
 	if err := normalize(&ev); err != nil {

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -277,6 +278,10 @@ func (s *scanner) str() (raw []byte, escaped bool, err error) {
 	s.i++
 	from := s.i
 	for s.i < len(s.b) {
+		s.plain()
+		if s.i == len(s.b) {
+			break
+		}
 		switch c := s.b[s.i]; {
 		case c == '"':
 			raw = s.b[from:s.i]
@@ -294,6 +299,21 @@ func (s *scanner) str() (raw []byte, escaped bool, err error) {
 		}
 	}
 	return nil, false, s.fault("")
+}
+
+// plain skips characters of a string that stand for themselves, eight bytes at a
+// time; it may leave some for the caller.
+func (s *scanner) plain() {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	for ; s.i+8 <= len(s.b); s.i += 8 {
+		w := binary.LittleEndian.Uint64(s.b[s.i:])
+		quote, escape := w^('"'*each), w^('\\'*each)
+		// A byte is 0, or less than 0x20, if taking 1, or 0x20, away borrows and its
+		// high bit was not set. A borrow from a lower byte only stops too early.
+		if ((w-0x20*each)&^w|(quote-each)&^quote|(escape-each)&^escape)&high != 0 {
+			return
+		}
+	}
 }
 
 func (s *scanner) escape() error {

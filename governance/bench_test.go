@@ -3,6 +3,7 @@ package governance_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stokehold/stokehold/events"
@@ -90,8 +91,19 @@ func BenchmarkReceive(b *testing.B) {
 	}
 }
 
-func strip(ev *events.Event) {
-	for _, n := range []string{governance.ExtPolicy, governance.ExtDecision, governance.ExtMAC, governance.ExtKey} {
-		ev.SetExtension(n, nil)
+func strip(ev *events.Event) { ev.SetExtension(governance.ExtStamp, nil) }
+
+func stampOf(ev *events.Event) string {
+	s, _ := ev.Extensions()[governance.ExtStamp].(string)
+	return s
+}
+
+// restamp returns a function that puts another text in one part of a stamp:
+// policy, decision, MAC, key.
+func restamp(part int, text string) func(*events.Event) {
+	return func(ev *events.Event) {
+		parts := strings.Split(stampOf(ev), ".")
+		parts[part] = text
+		ev.SetExtension(governance.ExtStamp, strings.Join(parts, "."))
 	}
 }

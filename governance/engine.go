@@ -52,7 +52,6 @@ type Engine struct {
 type engineState struct {
 	set    *PolicySet
 	policy policyRef // of set; of emptyDigest without one
-	boxed  any       // the short digest as an extension value
 	keys   *KeyRing
 	accept []policyRef // oldest first
 }
@@ -106,7 +105,6 @@ func newState(set *PolicySet, keys *KeyRing, accept []policyRef) *engineState {
 	} else {
 		st.policy, _ = newPolicyRef(emptyDigest)
 	}
-	st.boxed = st.policy.short
 	return st
 }
 
@@ -282,7 +280,7 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 			removeStamp(p.ctx)
 			continue
 		}
-		j.writeStamp(p.ctx, st.keys.signing, &st.policy, st.boxed, p.id, &p.e)
+		j.writeStamp(p.ctx, st.keys.signing, &st.policy, p.id, &p.e)
 	}
 	for i := range j.decisions {
 		e.stats.count(at, j.decisions[i].Action)
@@ -322,7 +320,10 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 				policy = &ref // to tell a stale stamp from a forged one
 			}
 		}
-		known, authentic = j.authentic(st.keys, &mark, policy, &digest)
+		if policy != nil {
+			known, authentic = j.authentic(st.keys, &mark, policy, &digest)
+		}
+		wellFormed = authentic || mark.hexadecimal()
 	}
 	// A stamp proves that the set it names permitted what the event now is.
 	current := authentic && mark.policy == st.policy.short && st.set != nil

@@ -38,6 +38,7 @@ const (
 	minSecretBytes = 32
 	maxSecretBytes = 1024
 	maxKeys        = 32
+	maxKeyIDLen    = 32
 )
 
 var keyID = regexp.MustCompile(`^[a-z0-9_-]{1,32}$`)
@@ -94,9 +95,8 @@ func (r *KeyRing) SigningKey() string { return r.signing.id }
 
 // macKey computes HMACs with states that are keyed once and reused.
 type macKey struct {
-	id    string
-	boxed any // id, as an extension value
-	pool  sync.Pool
+	id   string
+	pool sync.Pool
 }
 
 type macState struct {
@@ -106,7 +106,7 @@ type macState struct {
 
 func newMACKey(k Key) *macKey {
 	secret := bytes.Clone(k.Secret)
-	m := &macKey{id: k.ID, boxed: k.ID}
+	m := &macKey{id: k.ID}
 	m.pool.New = func() any {
 		return &macState{h: hmac.New(sha256.New, secret), buf: make([]byte, 0, sha256.Size)}
 	}

@@ -14,13 +14,12 @@ import (
 	"github.com/stokehold/stokehold/events"
 )
 
-// Extension attributes of the stamp on a permitted event.
-const (
-	ExtPolicy   = "stkpolicy"   // first 32 hex digits of the policy set's digest
-	ExtDecision = "stkdecision" // decision id: 32 hex digits
-	ExtMAC      = "stkmac"      // HMAC-SHA256, base64url without padding
-	ExtKey      = "stkkey"      // id of the key that made it
-)
+// ExtStamp is the extension attribute that holds the stamp of a permitted event,
+// POLICY.DECISION.MAC.KEY: the first 32 hex digits of the policy set's digest,
+// the decision's id (32 hex digits), the HMAC-SHA256 (base64url without padding)
+// and the id of the key that made it. It is one attribute, and so one header,
+// since each costs both sides about what a whole stamp does.
+const ExtStamp = "stkstamp"
 
 // A stamp binds a permission to what was permitted:
 //
@@ -34,7 +33,7 @@ const (
 // F(s) is the length of s in bytes (uvarint) and s; absent attributes have
 // length 0. T is one byte 0 for no time, or 1, seconds since 1970 (8 bytes, big
 // endian, two's complement) and nanoseconds (4 bytes). policy is the first 16
-// bytes of the policy set's digest, of which ExtPolicy is the hex. E covers
+// bytes of the policy set's digest, of which POLICY is the hex. E covers
 // every attribute that an expression can see, so that an event with a valid
 // stamp is, to a policy, the event that was judged. Other extension attributes
 // (traceparent, say) may change on the way. The id follows from E and is checked
@@ -51,11 +50,15 @@ const (
 	decisionIDLen = 32
 	policyLen     = 32
 	macLen        = 43 // of base64url
+
+	decisionAt = policyLen + 1
+	macAt      = decisionAt + decisionIDLen + 1
+	keyAt      = macAt + macLen + 1
 )
 
 // policyRef names a policy set in stamps and ids.
 type policyRef struct {
-	short string // ExtPolicy
+	short string // POLICY of stamps
 	raw   [16]byte
 	pads  [2][16]byte // D[:16], by pointIndex
 }
@@ -154,24 +157,27 @@ type stamp struct {
 	mac                   [sha256.Size]byte
 }
 
-// readStamp reads a stamp. absent means that there is no MAC; !ok that the stamp
-// is incomplete or malformed.
+// readStamp reads a stamp. absent means that there is none; !ok that it is
+// malformed. Whether its digits are hexadecimal shows in hexadecimal, which a
+// stamp that is as it should be need not be asked.
 func readStamp(c *event.EventContextV1) (s stamp, absent, ok bool) {
-	mac, found := c.Extensions[ExtMAC]
+	v, found := c.Extensions[ExtStamp]
 	if !found {
 		return s, true, false
 	}
-	enc, ok1 := mac.(string)
-	var ok2, ok3, ok4 bool
-	s.policy, ok2 = c.Extensions[ExtPolicy].(string)
-	s.decision, ok3 = c.Extensions[ExtDecision].(string)
-	s.key, ok4 = c.Extensions[ExtKey].(string)
-	if !ok1 || !ok2 || !ok3 || !ok4 || len(s.policy) != policyLen || len(s.decision) != decisionIDLen || len(enc) != macLen || len(s.key) > 32 {
+	text, ok := v.(string)
+	if !ok || len(text) <= keyAt || len(text) > keyAt+maxKeyIDLen ||
+		text[decisionAt-1] != '.' || text[macAt-1] != '.' || text[keyAt-1] != '.' {
 		return s, false, false
 	}
-	n, err := rawURL.Decode(s.mac[:], []byte(enc))
-	return s, false, err == nil && n == len(s.mac) && isHex(s.policy) && isHex(s.decision)
+	s.policy, s.decision, s.key = text[:policyLen], text[decisionAt:macAt-1], text[keyAt:]
+	var enc [macLen]byte
+	copy(enc[:], text[macAt:])
+	n, err := rawURL.Decode(s.mac[:], enc[:])
+	return s, false, err == nil && n == len(s.mac)
 }
+
+func (s *stamp) hexadecimal() bool { return isHex(s.policy) && isHex(s.decision) }
 
 // rawURL refuses bits beyond the last byte, so that a MAC has one spelling.
 var rawURL = base64.RawURLEncoding.Strict()
@@ -205,29 +211,24 @@ func (s *scratch) authentic(ring *KeyRing, st *stamp, policy *policyRef, e *[sha
 	return true, string(id[:]) == st.decision
 }
 
-// writeStamp puts a stamp on an event, replacing any it had. The attribute
-// names are lower case and the values strings, as CloudEvents asks, so that the
+// writeStamp puts a stamp on an event, replacing any it had. The attribute's
+// name is lower case and the value a string, as CloudEvents asks, so that the
 // SDK's validating setter, which allocates, is not needed.
-func (s *scratch) writeStamp(c *event.EventContextV1, k *macKey, policy *policyRef, boxed any, id string, e *[sha256.Size]byte) {
+func (s *scratch) writeStamp(c *event.EventContextV1, k *macKey, policy *policyRef, id string, e *[sha256.Size]byte) {
 	s.mac(&s.sum, k, policy, e)
-	var enc [macLen]byte
-	base64.RawURLEncoding.Encode(enc[:], s.sum[:])
+	var text [keyAt + maxKeyIDLen]byte
+	b := append(append(text[:0], policy.short...), '.')
+	b = append(append(b, id...), '.')
+	b = append(base64.RawURLEncoding.AppendEncode(b, s.sum[:]), '.')
+	b = append(b, k.id...)
 	if c.Extensions == nil {
-		c.Extensions = make(map[string]any, 8)
+		c.Extensions = make(map[string]any, 1)
 	}
-	c.Extensions[ExtPolicy] = boxed
-	c.Extensions[ExtKey] = k.boxed
-	c.Extensions[ExtDecision] = id
-	c.Extensions[ExtMAC] = string(enc[:])
+	c.Extensions[ExtStamp] = string(b)
 }
 
 // removeStamp takes any stamp off an event that was refused.
-func removeStamp(c *event.EventContextV1) {
-	delete(c.Extensions, ExtPolicy)
-	delete(c.Extensions, ExtKey)
-	delete(c.Extensions, ExtDecision)
-	delete(c.Extensions, ExtMAC)
-}
+func removeStamp(c *event.EventContextV1) { delete(c.Extensions, ExtStamp) }
 
 // formatExtension gives an extension value as the string that travels in a
 // header.

@@ -58,11 +58,9 @@ func TestAnyChangeAfterStampingIsQuarantined(t *testing.T) {
 		"stage":           func(ev *events.Event) { ev.SetExtension(events.ExtStage, nil) },
 		"cause":           func(ev *events.Event) { ev.SetExtension(events.ExtCause, "other") },
 		"dataref":         func(ev *events.Event) { ev.SetExtension(events.ExtDataRef, "s3://other") },
-		"decision":        func(ev *events.Event) { ev.SetExtension(governance.ExtDecision, strings.Repeat("0", 32)) },
-		"policy":          func(ev *events.Event) { ev.SetExtension(governance.ExtPolicy, strings.Repeat("0", 32)) },
-		"mac": func(ev *events.Event) {
-			ev.SetExtension(governance.ExtMAC, strings.Repeat("A", 43))
-		},
+		"decision":        restamp(1, strings.Repeat("0", 32)),
+		"policy":          restamp(0, strings.Repeat("0", 32)),
+		"mac":             restamp(2, strings.Repeat("A", 43)),
 	}
 	for name, f := range change {
 		t.Run(name, func(t *testing.T) {
@@ -103,14 +101,20 @@ func TestBrokenStamps(t *testing.T) {
 		change func(ev *events.Event)
 		code   string
 	}{
-		"none":          {strip, governance.CodeUnstamped},
-		"no policy":     {func(ev *events.Event) { ev.SetExtension(governance.ExtPolicy, nil) }, governance.CodeMalformed},
-		"no key":        {func(ev *events.Event) { ev.SetExtension(governance.ExtKey, nil) }, governance.CodeMalformed},
-		"short mac":     {func(ev *events.Event) { ev.SetExtension(governance.ExtMAC, "abc") }, governance.CodeMalformed},
-		"a number":      {func(ev *events.Event) { ev.SetExtension(governance.ExtMAC, 7) }, governance.CodeMalformed},
-		"not base64":    {func(ev *events.Event) { ev.SetExtension(governance.ExtMAC, strings.Repeat("!", 43)) }, governance.CodeMalformed},
-		"another key":   {func(ev *events.Event) { ev.SetExtension(governance.ExtKey, "k9") }, governance.CodeUnknownKey},
-		"upper-case id": {func(ev *events.Event) { ev.SetExtension(governance.ExtDecision, strings.Repeat("A", 32)) }, governance.CodeMalformed},
+		"none":        {strip, governance.CodeUnstamped},
+		"no policy":   {restamp(0, ""), governance.CodeMalformed},
+		"no key":      {restamp(3, ""), governance.CodeMalformed},
+		"long key":    {restamp(3, strings.Repeat("k", 33)), governance.CodeMalformed},
+		"short mac":   {restamp(2, "abc"), governance.CodeMalformed},
+		"a part less": {func(ev *events.Event) { ev.SetExtension(governance.ExtStamp, strings.Repeat("0", 32)) }, governance.CodeMalformed},
+		"other dots": {func(ev *events.Event) {
+			ev.SetExtension(governance.ExtStamp, strings.ReplaceAll(stampOf(ev), ".", "-"))
+		}, governance.CodeMalformed},
+		"empty":         {func(ev *events.Event) { ev.Context.(*event.EventContextV1).Extensions[governance.ExtStamp] = "" }, governance.CodeMalformed},
+		"a number":      {func(ev *events.Event) { ev.SetExtension(governance.ExtStamp, 7) }, governance.CodeMalformed},
+		"not base64":    {restamp(2, strings.Repeat("!", 43)), governance.CodeMalformed},
+		"another key":   {restamp(3, "k9"), governance.CodeUnknownKey},
+		"upper-case id": {restamp(1, strings.Repeat("A", 32)), governance.CodeMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := &governance.MemoryLog{}
@@ -165,8 +169,8 @@ func TestKeyRotation(t *testing.T) {
 	}
 	fresh := newEvent(t, "batch.published", nil)
 	judge(t, e, events.OnPublish, fresh)
-	if fresh.Extensions()[governance.ExtKey] != "k2" {
-		t.Errorf("signed by %v", fresh.Extensions()[governance.ExtKey])
+	if !strings.HasSuffix(stampOf(fresh), ".k2") {
+		t.Errorf("signed by %v", stampOf(fresh))
 	}
 	for _, v := range judge(t, e, events.OnReceive, old, fresh) {
 		if v.Action != events.Allow {
@@ -200,7 +204,7 @@ func TestPolicyChange(t *testing.T) {
 	if v := judge(t, e, events.OnPublish, ev)[0]; v.Action != events.Deny {
 		t.Errorf("a stamp of the old set counts for nothing on publish: %+v", v)
 	}
-	if ev.Extensions()[governance.ExtMAC] != nil {
+	if ev.Extensions()[governance.ExtStamp] != nil {
 		t.Error("the refused event keeps its stamp")
 	}
 
@@ -284,7 +288,7 @@ func TestEngineFailsClosed(t *testing.T) {
 		if !errors.Is(err, governance.ErrLog) || !errors.Is(err, full) || vs != nil {
 			t.Errorf("%v %v", vs, err)
 		}
-		if ev.Extensions()[governance.ExtMAC] != nil {
+		if ev.Extensions()[governance.ExtStamp] != nil {
 			t.Error("stamped although the decision is not durable")
 		}
 	})
@@ -329,14 +333,14 @@ func TestEngineFailsClosed(t *testing.T) {
 func TestDecisionsAreDurableBeforeTheStamp(t *testing.T) {
 	var ev *events.Event
 	e := engine(t, load(t, governance.Options{}), logFunc(func(_ context.Context, ds []governance.Decision) error {
-		if len(ds) != 1 || ev.Extensions()[governance.ExtMAC] != nil {
+		if len(ds) != 1 || ev.Extensions()[governance.ExtStamp] != nil {
 			return fmt.Errorf("%d decisions, extensions %v", len(ds), ev.Extensions())
 		}
 		return nil
 	}))
 	ev = newEvent(t, "batch.published", nil)
 	judge(t, e, events.OnPublish, ev)
-	if ev.Extensions()[governance.ExtMAC] == nil {
+	if ev.Extensions()[governance.ExtStamp] == nil {
 		t.Error("no stamp")
 	}
 }

@@ -188,6 +188,9 @@ func readAttributes(c *event.EventContextV1) attributes {
 	if len(c.Extensions) == 0 {
 		return attributes{}
 	}
+	if _, stamped := c.Extensions[ExtStamp]; stamped && len(c.Extensions) == 1 {
+		return attributes{}
+	}
 	return attributes{
 		pipeline: extension(c, events.ExtPipeline),
 		run:      extension(c, events.ExtRun),

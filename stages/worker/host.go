@@ -251,8 +251,11 @@ type Input struct {
 // placed in Config.Arena first (one copy, counted) and stays the caller's.
 type InputBatch struct {
 	Sequence uint64
-	Lease    *shm.Lease
+	Lease    shm.Lease // zero: none
 	Batch    arrow.RecordBatch
+	// BodyBytes is the size of the leased batch's body, for Stats.InBytes; 0: it is
+	// worked out, which reads the frame's metadata.
+	BodyBytes int64
 }
 
 // Output is a batch from the child, its framing and every value validated. It is
@@ -487,10 +490,18 @@ func (h *Host) ready(ctx context.Context) (*process, error) {
 		h.cfg.Logger.WarnContext(ctx, "worker process did not start", "error", err)
 		return nil, err
 	}
-	h.cfg.Logger.InfoContext(ctx, "worker process started", "pid", p.cmd.Process.Pid)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.child = p
+	closed = h.closed // meanwhile
+	if !closed {
+		h.child = p
+	}
+	h.mu.Unlock()
+	if closed {
+		p.kill(ErrClosed)
+		<-p.exited
+		return nil, ErrClosed
+	}
+	h.cfg.Logger.InfoContext(ctx, "worker process started", "pid", p.cmd.Process.Pid)
 	return p, nil
 }
 
@@ -521,22 +532,25 @@ func (h *Host) failed() {
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	h.closed = true
-	p := h.child
 	h.mu.Unlock()
-	if p == nil {
-		return nil
-	}
 	select {
 	case h.busy <- struct{}{}:
-		defer func() { <-h.busy }()
 	case <-ctx.Done():
-		p.kill(ErrClosed) // ends the job
+		h.mu.Lock()
+		p := h.child
+		h.mu.Unlock()
+		if p != nil { // else it is being started, and ended then
+			p.kill(ErrClosed) // ends the job
+		}
 		h.busy <- struct{}{}
-		defer func() { <-h.busy }()
 	}
-	p.stop(ctx)
+	defer func() { <-h.busy }()
 	h.mu.Lock()
+	p := h.child
 	h.child = nil
 	h.mu.Unlock()
+	if p != nil {
+		p.stop(ctx)
+	}
 	return nil
 }

@@ -9,11 +9,20 @@ import (
 // lastWait is how long SendNow tries: long enough for a receiver that is reading.
 const lastWait = 20 * time.Millisecond
 
+// lastTries is how often SendNow looks whether another Send has ended.
+const lastTries = 20
+
 // SendNow sends a message if that can be done nearly at once: last words to a
-// peer that may have stopped reading. It gives up while another Send waits.
+// peer that may have stopped reading. It gives up where another Send waits for
+// that.
 func (c *Conn) SendNow(k Kind, job uint32, payload []byte) error {
-	if !c.mu.TryLock() {
-		return errors.New("handoff: send now: the connection is busy")
+	t := time.NewTicker(lastWait / lastTries)
+	defer t.Stop()
+	for tries := 0; !c.mu.TryLock(); tries++ {
+		if tries == lastTries {
+			return errors.New("handoff: send now: the connection is busy")
+		}
+		<-t.C
 	}
 	defer c.mu.Unlock()
 	var err error
