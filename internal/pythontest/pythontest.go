@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,14 +56,34 @@ func Interpreter(tb testing.TB) string {
 }
 
 // Source returns the directory that holds the package stokehold, for PYTHONPATH:
-// an interpreter that only has pyarrow then runs the code of this checkout.
+// an interpreter that only has pyarrow then runs the code of this checkout. It
+// reads the files there: go test then takes no result from its cache that came of
+// others.
 func Source(tb testing.TB) string {
 	tb.Helper()
 	root, err := repository()
 	if err != nil {
 		tb.Fatalf("pythontest: %v", err)
 	}
-	return filepath.Join(root, "python", "src")
+	dir := filepath.Join(root, "python", "src")
+	if err := Touch(dir); err != nil {
+		tb.Fatalf("pythontest: %v", err)
+	}
+	return dir
+}
+
+// Touch reads the Python files in dir and below, as Source does.
+func Touch(dir string) error {
+	return fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".py" || d.IsDir() {
+			return err
+		}
+		f, err := os.Open(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
 }
 
 // Find looks for an interpreter as Interpreter does. The error wraps ErrNone and

@@ -26,6 +26,9 @@ import (
 // python starts a host whose child is testdata/stages.py.
 func python(tb testing.TB, cfg worker.Config) *worker.Host {
 	tb.Helper()
+	if err := pythontest.Touch("testdata"); err != nil {
+		tb.Fatal(err)
+	}
 	cfg.Command = []string{pythontest.Interpreter(tb), "testdata/stages.py"}
 	if cfg.Set == nil {
 		cfg.Set = map[string]string{}
