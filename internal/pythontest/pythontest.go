@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	// InterpreterEnv names an interpreter, absolute or relative to the repository's
+	// InterpreterEnv is the variable that names an interpreter, absolute or relative to the repository's
 	// root. Where it is set, no other is looked for.
 	InterpreterEnv = "STOKEHOLD_PYTHON"
-	// RequireEnv, if not empty, makes a missing interpreter a failure.
+	// RequireEnv is the variable that, if not empty, makes a missing interpreter a
+	// failure.
 	RequireEnv = "STOKEHOLD_REQUIRE_PYTHON"
 )
 
