@@ -216,7 +216,7 @@ func (p *process) send(k handoff.Kind, job uint32, payload []byte, fds ...int) e
 // sayWhy tells the child of a violation before the connection ends, if it reads.
 func (p *process) sayWhy(err error) error {
 	if errors.Is(err, ErrProtocol) {
-		_ = p.conn.SendNow(kindRefused, 0, []byte(clipped(err.Error(), maxReason))) // it may be gone
+		lastWords(p.conn, kindRefused, err)
 	}
 	return err
 }
@@ -235,7 +235,7 @@ func (p *process) read() {
 			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
 			return
 		case errors.Is(err, io.EOF):
-			p.kill(p.lastWords())
+			p.kill(p.hearOut())
 			return
 		}
 		if err == nil {
@@ -271,9 +271,9 @@ func (p *process) read() {
 	}
 }
 
-// lastWords reads what is left on a socket whose other end is closed: the reason,
+// hearOut reads what is left on a socket whose other end is closed: the reason,
 // if the child gave one. A reset, which hides it once, is not repeated.
-func (p *process) lastWords() error {
+func (p *process) hearOut() error {
 	p.conn.SetReceiveDeadline(time.Now().Add(lostWait))
 	for range maxLastWords {
 		pkt, err := p.conn.Receive()
