@@ -60,6 +60,8 @@ class Mapping:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.address = _map(None, size, protection, mmap.MAP_SHARED | (_MAP_POPULATE if writable else 0), fd)
         self.size = size
+        self.pooled = False
+        """It is an arena that is used again and again, rather than one batch."""
         # Not at exit: something may still read it, and the kernel unmaps it anyway.
         weakref.finalize(self, _munmap, self.address, size).atexit = False
 
@@ -205,4 +207,6 @@ def open_arena(fd: int, size: int) -> Mapping:
         raise SealsError(f"{info.st_size} bytes, stated {size}")
     if info.st_blocks * 512 < size:
         raise SealsError(f"{info.st_blocks * 512} of {size} bytes are allocated")
-    return Mapping(fd, size)
+    mapping = Mapping(fd, size)
+    mapping.pooled = not seals & _SEAL_WRITE
+    return mapping
