@@ -10,6 +10,7 @@ import (
 	"iter"
 	"log/slog"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -371,7 +372,7 @@ func TestPythonByHandSaysWhatItIs(t *testing.T) {
 // of each at once: what the hand-over costs, which the size does not change.
 func BenchmarkPythonJob(b *testing.B) {
 	for _, rows := range []int{512, 128 << 10, 2 << 20} {
-		b.Run(fmt.Sprint(rows*8), func(b *testing.B) {
+		b.Run(strconv.Itoa(rows*8), func(b *testing.B) {
 			a := newArena(b, 64<<20)
 			h := python(b, worker.Config{})
 			rec := numbers(make([]float64, rows)...)
