@@ -13,7 +13,7 @@ const module = "github.com/stokehold/stokehold"
 
 // layers lists our packages from the bottom up. A package may import those
 // before it, its own children and nothing else of ours.
-var layers = []string{"events", "arrowio", "governance", "tiers", "models", "stages", "workflows", "", "examples"}
+var layers = []string{"python", "events", "arrowio", "governance", "tiers", "models", "stages", "workflows", "", "examples", "bench"}
 
 // owners names the only package tree that may import a third-party library.
 var owners = map[string]string{

@@ -23,8 +23,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/stokehold/stokehold/arrowio/flight"
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/flight"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
