@@ -225,6 +225,7 @@ func (p *process) sayWhy(err error) error {
 // deadline is set only while reading, so that a slow job is not taken for a
 // stalled child.
 func (p *process) read() {
+	ended := false
 	for {
 		p.conn.SetReceiveDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
 		p.reading.Store(true)
@@ -234,8 +235,13 @@ func (p *process) read() {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
 			return
+		case errors.Is(err, io.EOF) && !ended:
+			// A child that ends with messages unread resets the connection. That is told
+			// once, and before what it said last.
+			ended = true
+			continue
 		case errors.Is(err, io.EOF):
-			p.kill(p.hearOut())
+			p.kill(errLost)
 			return
 		}
 		if err == nil {
@@ -270,26 +276,6 @@ func (p *process) read() {
 		}
 	}
 }
-
-// hearOut reads what is left on a socket whose other end is closed: the reason,
-// if the child gave one. A reset, which hides it once, is not repeated.
-func (p *process) hearOut() error {
-	p.conn.SetReceiveDeadline(time.Now().Add(lostWait))
-	for range maxLastWords {
-		pkt, err := p.conn.Receive()
-		if err != nil {
-			break
-		}
-		pkt.CloseFDs()
-		if pkt.Kind == kindGaveUp {
-			return gaveUp(pkt)
-		}
-	}
-	return errLost
-}
-
-// maxLastWords is more messages than a socket's buffer holds of most kinds.
-const maxLastWords = 1024
 
 // beat asks for a sign of life while one is waited for; whatever the child sends
 // is one. A stopped child is killed after three questions, a child that a slow

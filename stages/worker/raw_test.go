@@ -166,7 +166,7 @@ func rawChild(mode string) {
 	}
 }
 
-var needsBatch = map[string]bool{"double release": true, "keeps all": true}
+var needsBatch = map[string]bool{"double release": true, "keeps all": true, "fails and ends": true}
 
 func misbehave(mode string, tokens []uint64) {
 	frame, err := arrowio.Encode(numbers(1), nil)
@@ -256,6 +256,18 @@ func misbehave(mode string, tokens []uint64) {
 	case "gives up":
 		send(raw(rawGaveUp, 0, []byte("I have seen \xff enough")...))
 		os.Exit(4)
+	case "fails and ends": // with three batches and the end of the input unread
+		unread := func() int {
+			n, err := unix.IoctlGetInt(3, unix.TIOCINQ)
+			must(err)
+			return n
+		}
+		for unread() == 0 {
+			<-time.After(time.Millisecond)
+		}
+		send(raw(rawProgress, 1, []byte(`{"done": 1}`)...))
+		send(raw(39, 1, []byte(`{"message": "enough"}`)...))
+		os.Exit(5)
 	case "keeps all": // and says it is done, which is allowed: the host takes them back
 		send(raw(rawDone, 1, u64s(0, 0)...))
 	case "noise":
