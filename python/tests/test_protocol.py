@@ -1,6 +1,7 @@
 """What a host may send that it must not: the worker says why and ends."""
 
 import os
+import resource
 import socket
 import threading
 from array import array
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stokehold import ProtocolError, SealsError, wire
+from stokehold import ProtocolError, SealsError, memory, wire
 from stokehold.testing import Host
 from stokehold.wire import Kind
 
@@ -209,6 +210,40 @@ def test_messages_that_cross_the_end_of_a_job_are_ignored() -> None:
         host.goodbye()
         host.join()
         assert host.error is None
+
+
+def test_no_room_for_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with worker({"s": drain}) as host:
+        host.opened()
+        fd = arena(content=CONTENT)
+        free = os.dup(fd)  # the lowest free number
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            host.channel.send(Kind.ARENA, 0, wire.ARENA.pack(ID, SIZE), fd)
+            while (packet := host.receive()).kind != Kind.WORKER_ERROR:
+                pass
+        finally:
+            os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert b"RLIMIT_NOFILE" in packet.payload
+        host.join()
+
+
+def test_an_arena_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(f"map {size} bytes: no")
+
+    monkeypatch.setattr(memory, "open_arena", refuse)
+    with worker({"s": drain}) as host:
+        host.opened()
+        grant(host)
+        while (packet := host.receive()).kind != Kind.WORKER_ERROR:
+            pass
+        assert packet.payload == b"map 65536 bytes: no"
+        host.join()
+        assert isinstance(host.error, OSError)
 
 
 def test_the_host_is_gone() -> None:

@@ -234,7 +234,7 @@ class Connection:
         return next((m for m in list(self.arenas.values()) if m.contains(address, size)), None)
 
     def _keep(self) -> None:
-        tick = min(_TICK, self.limits.heartbeat / 4)
+        tick = max(0.001, min(_TICK, self.limits.heartbeat / 4))
         lost: float | None = None
         while True:
             self._busy.wait()
@@ -274,8 +274,8 @@ class Connection:
     def _fail(self, e: Exception) -> None:
         if self.fault is None:
             self.fault = e
-            if isinstance(e, ProtocolError):
-                self.channel.complain(Kind.WORKER_ERROR, str(e))
+            if not isinstance(e, HostGoneError):
+                self.channel.complain(Kind.WORKER_ERROR, str(e) or type(e).__name__)
             if (job := self.job) is not None and job.cancelled is None:
                 job.cancelled = f"the connection to the host ended: {e}"
             self.channel.close()

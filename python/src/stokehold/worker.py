@@ -121,7 +121,8 @@ class Worker:
     def run(self) -> None:
         """Serve until the host says goodbye or is gone.
 
-        ProtocolError if it broke the protocol; KeptBatchesError, after the host was
+        ProtocolError if it broke the protocol; OSError or MemoryError if an arena could
+        not be mapped; KeptBatchesError, after the host was
         told, if a stage kept memory that is the host's to use again.
         """
         conn = self._connection
@@ -130,7 +131,7 @@ class Worker:
             while (job := conn.next_job()) is not None:
                 self._execute(job)
         except HostGoneError as e:
-            if isinstance(conn.fault, ProtocolError):
+            if conn.fault is not None and not isinstance(conn.fault, HostGoneError):
                 raise conn.fault from e
         finally:
             conn.close()
