@@ -1,15 +1,14 @@
 package arrowio
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"sync/atomic"
 	"unsafe"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/ipc"
-	"github.com/apache/arrow-go/v18/arrow/memory"
+	"github.com/apache/arrow-go/v18/arrow/array"
 )
 
 const (
@@ -40,16 +39,32 @@ func Trusted() DecodeOption { return func(c *decodeConfig) { c.trusted = true } 
 // before Decode returns an error. buf must start on an 8-byte boundary.
 //
 // Unless Trusted is given, everything is validated, so that no value read from
-// the batch can lie outside buf. An error wraps ErrCorrupt. Memory use beyond
-// buf is bounded by a small multiple of the metadata's size.
+// the batch can lie outside buf. An error wraps ErrCorrupt, and ErrUnsupported
+// where it says so. Memory use beyond buf is bounded by a small multiple of the
+// metadata's size.
+//
+// An extension type that is not registered with the Arrow library is decoded as
+// its storage type, with the name and parameters in the field's metadata; framing
+// the batch again gives the same bytes.
 func Decode(buf []byte, release func(), opts ...DecodeOption) (arrow.RecordBatch, error) {
+	return new(Decoder).Decode(buf, release, opts...)
+}
+
+// Decoder decodes frames as the function Decode does, and remembers the schema of
+// the last one: batches of one schema then share it, and its message is compared
+// instead of read, which is most of the work that does not depend on the size.
+// The zero value is ready. Safe for concurrent use.
+type Decoder struct{ last atomic.Pointer[known] }
+
+// Decode is as the function Decode.
+func (d *Decoder) Decode(buf []byte, release func(), opts ...DecodeOption) (arrow.RecordBatch, error) {
 	var cfg decodeConfig
 	for _, o := range opts {
 		o(&cfg)
 	}
 	hold := &holder{release: release}
 	hold.n.Add(1)
-	rec, err := decode(buf, hold, cfg)
+	rec, err := d.decode(buf, hold, cfg)
 	if err != nil {
 		// Arrays half built when the library gave up may never be released.
 		hold.once()
@@ -59,9 +74,9 @@ func Decode(buf []byte, release func(), opts ...DecodeOption) (arrow.RecordBatch
 	return rec, nil
 }
 
-func decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.RecordBatch, err error) {
-	// The library turns its panics into errors while it reads; the checks of a
-	// schema's types do not all.
+func (d *Decoder) decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.RecordBatch, err error) {
+	// The library panics where it cannot make a type or an array of what it is
+	// given, which checks should have seen before.
 	defer func() {
 		if p := recover(); p != nil {
 			rec, err = nil, fmt.Errorf("malformed: %v", p)
@@ -70,162 +85,150 @@ func decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.RecordBatch, 
 	if len(buf) > 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%8 != 0 {
 		return nil, fmt.Errorf("not 8-byte aligned in memory")
 	}
-	msgs, rows, err := split(buf, hold)
+	m, err := split(buf, d.last.Load())
 	if err != nil {
 		return nil, err
 	}
-	defer msgs.Release()
-	r, err := ipc.NewReaderFromMessageReader(msgs)
-	if err != nil {
-		return nil, err
-	}
-	msgs.Retain()
-	defer r.Release()
-	if !r.Next() {
-		if err = r.Err(); err == nil {
-			err = fmt.Errorf("no record batch")
-		}
-		return nil, err
-	}
-	if len(msgs.left) != 0 {
-		return nil, fmt.Errorf("%d messages are not used", len(msgs.left))
-	}
-	rec = r.RecordBatch()
-	if rec.NumRows() != rows {
-		return nil, fmt.Errorf("batch of %d rows where the message says %d", rec.NumRows(), rows)
-	}
-	for i, col := range rec.Columns() {
-		if int64(col.Len()) != rows {
-			return nil, fmt.Errorf("column %d (%s) has %d values, the batch %d rows", i, clip(rec.ColumnName(i)), col.Len(), rows)
-		}
-	}
-	if !cfg.trusted {
-		if err := validate(rec); err != nil {
+	if m.known.schema == nil {
+		if err := m.known.resolve(); err != nil {
 			return nil, err
 		}
+		d.last.Store(m.known)
 	}
-	rec.Retain()
-	return rec, nil
+	l := loader{known: m.known, hold: hold}
+	if len(m.dicts) > 0 {
+		l.loaded = make(map[int64]arrow.ArrayData, len(m.dicts))
+		l.parts = make(map[int64]part, len(m.dicts))
+		for _, p := range m.dicts {
+			if _, dup := l.parts[p.header.dict]; dup {
+				return nil, fmt.Errorf("%w: dictionary %d is replaced", ErrUnsupported, p.header.dict)
+			}
+			l.parts[p.header.dict] = p
+		}
+	}
+	data, err := l.batch(m.batch)
+	defer l.release()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, c := range data {
+			c.Release()
+		}
+	}()
+	rows := m.batch.header.rows
+	v := validator{full: !cfg.trusted}
+	for i, col := range data {
+		f := m.known.schema.Field(i)
+		if int64(col.Len()) != rows {
+			return nil, fmt.Errorf("column %d (%s) has %d values, the batch %d rows", i, clip(f.Name), col.Len(), rows)
+		}
+		if err := v.column(f, col); err != nil {
+			return nil, fmt.Errorf("column %d (%s): %w", i, clip(f.Name), err)
+		}
+	}
+	cols := make([]arrow.Array, len(data))
+	for i, col := range data {
+		cols[i] = array.MakeFromData(col)
+		defer cols[i].Release()
+	}
+	return array.NewRecordBatchWithMetadata(m.known.schema, cols, rows, m.batch.header.custom), nil
 }
 
-// split cuts a frame into its messages and checks each one's metadata.
-func split(buf []byte, hold *holder) (*messages, int64, error) {
+// part is one message of a frame: a checked copy of its metadata, and its body.
+type part struct {
+	meta, body []byte
+	header     header
+}
+
+type messages struct {
+	known *known
+	dicts []part
+	batch part
+	body  int64 // sum of the bodies' lengths
+}
+
+// split cuts a frame into its messages and checks each one's metadata. A schema
+// message that equals last (which may be nil) is taken for it.
+func split(buf []byte, last *known) (*messages, error) {
 	m := &messages{}
-	m.refs.Store(1)
-	rest, at := buf, int64(0)
-	var schema header
-	for len(rest) > 0 { // the end-of-stream marker may be left out
+	rest, at, n := buf, int64(0), 0
+	for ; len(rest) > 0; n++ { // the end-of-stream marker may be left out
 		if len(rest) < prefixBytes {
-			return nil, 0, fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
+			return nil, fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
 		}
 		if binary.LittleEndian.Uint32(rest) != marker {
-			return nil, 0, fmt.Errorf("no message at byte %d", at)
+			return nil, fmt.Errorf("no message at byte %d", at)
 		}
 		metaLen := int64(binary.LittleEndian.Uint32(rest[4:]))
 		if metaLen == 0 {
 			if len(rest) != prefixBytes {
-				return nil, 0, fmt.Errorf("%d bytes after the end of the stream", len(rest)-prefixBytes)
+				return nil, fmt.Errorf("%d bytes after the end of the stream", len(rest)-prefixBytes)
 			}
 			break
 		}
-		if len(m.left) == maxMessages {
-			return nil, 0, fmt.Errorf("more than %d messages", maxMessages)
+		if n == maxMessages {
+			return nil, fmt.Errorf("more than %d messages", maxMessages)
 		}
 		if metaLen > MaxMetadataBytes || metaLen%8 != 0 {
-			return nil, 0, fmt.Errorf("metadata of %d bytes at byte %d: want a multiple of 8, at most %d", metaLen, at, MaxMetadataBytes)
+			return nil, fmt.Errorf("metadata of %d bytes at byte %d: want a multiple of 8, at most %d", metaLen, at, MaxMetadataBytes)
 		}
 		rest, at = rest[prefixBytes:], at+prefixBytes
 		if metaLen > int64(len(rest)) {
-			return nil, 0, fmt.Errorf("truncated: metadata of %d bytes at byte %d, %d left", metaLen, at, len(rest))
+			return nil, fmt.Errorf("truncated: metadata of %d bytes at byte %d, %d left", metaLen, at, len(rest))
 		}
-		meta := append([]byte(nil), rest[:metaLen]...)
+		raw := rest[:metaLen]
 		rest, at = rest[metaLen:], at+metaLen
-		h, err := checkMessage(meta)
-		if err != nil {
-			return nil, 0, fmt.Errorf("message %d: %w", len(m.left), err)
+		if n == 0 && last != nil && bytes.Equal(raw, last.meta) {
+			m.known = last
+			continue
 		}
+		p := part{meta: append([]byte(nil), raw...)}
+		var err error
+		if p.header, err = checkMessage(p.meta); err != nil {
+			return nil, fmt.Errorf("message %d: %w", n, err)
+		}
+		h := &p.header
 		if h.bodyBytes > int64(len(rest)) {
-			return nil, 0, fmt.Errorf("truncated: body of %d bytes at byte %d, %d left", h.bodyBytes, at, len(rest))
+			return nil, fmt.Errorf("truncated: body of %d bytes at byte %d, %d left", h.bodyBytes, at, len(rest))
 		}
 		if h.bodyBytes%8 != 0 {
-			return nil, 0, fmt.Errorf("body of %d bytes: want a multiple of 8", h.bodyBytes)
+			return nil, fmt.Errorf("body of %d bytes: want a multiple of 8", h.bodyBytes)
 		}
-		if (h.kind == headerSchema) != (len(m.left) == 0) {
-			return nil, 0, fmt.Errorf("message %d: the schema must be first and only there", len(m.left))
+		if (h.kind == headerSchema) != (n == 0) {
+			return nil, fmt.Errorf("message %d: the schema must be first and only there", n)
 		}
-		switch h.kind {
-		case headerSchema:
-			schema = h
-		case headerBatch:
-			err = h.fits(schema.shape)
-		case headerDict:
-			want, known := schema.dicts[h.dict]
-			if !known {
-				return nil, 0, fmt.Errorf("message %d: dictionary %d is not in the schema", len(m.left), h.dict)
-			}
-			err = h.fits(want)
-		}
-		if err != nil {
-			return nil, 0, fmt.Errorf("message %d: %w", len(m.left), err)
-		}
-		m.left = append(m.left, part{meta: meta, body: rest[:h.bodyBytes:h.bodyBytes]})
+		p.body = rest[:h.bodyBytes:h.bodyBytes]
 		rest, at = rest[h.bodyBytes:], at+h.bodyBytes
-		if h.kind == headerBatch {
-			if m.whole {
-				return nil, 0, fmt.Errorf("more than one record batch")
-			}
-			m.rows, m.whole = h.rows, true
-		} else if m.whole {
-			return nil, 0, fmt.Errorf("message after the record batch")
+		m.body += h.bodyBytes
+		if m.batch.meta != nil {
+			return nil, fmt.Errorf("message %d: the record batch must be last, and one", n)
+		}
+		if err := m.add(p); err != nil {
+			return nil, fmt.Errorf("message %d: %w", n, err)
 		}
 	}
-	if !m.whole {
-		return nil, 0, fmt.Errorf("no record batch")
+	if m.batch.meta == nil {
+		return nil, fmt.Errorf("no record batch")
 	}
-	m.hold = hold
-	return m, m.rows, nil
+	return m, nil
 }
 
-type part struct{ meta, body []byte }
-
-// messages hands the parts of a frame to the IPC reader.
-type messages struct {
-	left  []part
-	hold  *holder
-	refs  atomic.Int64
-	last  *ipc.Message
-	rows  int64
-	whole bool
-}
-
-func (m *messages) Message() (*ipc.Message, error) {
-	if len(m.left) == 0 {
-		return nil, io.EOF
+func (m *messages) add(p part) error {
+	switch p.header.kind {
+	case headerSchema:
+		m.known = &known{meta: p.meta, header: p.header}
+		return nil
+	case headerDict:
+		want, ok := m.known.header.dicts[p.header.dict]
+		if !ok {
+			return fmt.Errorf("dictionary %d is not in the schema", p.header.dict)
+		}
+		m.dicts = append(m.dicts, p)
+		return p.header.fits(want)
 	}
-	p := m.left[0]
-	m.left = m.left[1:]
-	m.hold.n.Add(1)
-	meta, body := memory.NewBufferBytes(p.meta), memory.NewBufferWithAllocator(p.body, m.hold)
-	msg := ipc.NewMessage(meta, body)
-	body.Release() // the message has its own hold
-	m.drop()
-	m.last = msg
-	return msg, nil
-}
-
-func (m *messages) drop() {
-	if m.last != nil {
-		m.last.Release()
-		m.last = nil
-	}
-}
-
-func (m *messages) Retain() { m.refs.Add(1) }
-
-func (m *messages) Release() {
-	if m.refs.Add(-1) == 0 {
-		m.drop()
-	}
+	m.batch = p
+	return p.header.fits(m.known.header.shape)
 }
 
 // holder calls release when the last buffer over the frame is freed. It is the

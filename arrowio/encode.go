@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/ipc"
 )
 
 const (
@@ -34,9 +33,18 @@ type Frame struct {
 // message is the parts of one encapsulated message; the parts of the body are
 // buffers of the batch and shared padding, already in order.
 type message struct {
-	meta []byte
-	body [][]byte // buffers that are not empty, in order; padded when written
-	size int64    // of the body, padding included
+	meta   []byte
+	header header   // of meta
+	body   [][]byte // buffers that are not empty, in order; padded when written
+	size   int64    // of the body, padding included
+}
+
+// check fills in the header.
+func (m *message) check() (err error) {
+	if m.header, err = checkMessage(m.meta); err != nil {
+		err = fmt.Errorf("own metadata: %w", err)
+	}
+	return err
 }
 
 func (m *message) metaLen() int64 { return pad(prefixBytes+int64(len(m.meta))) - prefixBytes }
@@ -44,20 +52,56 @@ func (m *message) metaLen() int64 { return pad(prefixBytes+int64(len(m.meta))) -
 func pad(n int64) int64 { return (n + Alignment - 1) &^ (Alignment - 1) }
 
 // Prepare lays a batch out. It copies no body bytes, except where a sliced
-// array's validity bits or offsets must be moved to start at zero: Arrow's
-// format has no offsets into them.
+// array's bits, offsets or run ends must be moved to start at zero: Arrow's
+// format has no offsets into them. The error wraps ErrUnsupported if the format
+// has no form for one of the types.
 func Prepare(batch arrow.RecordBatch) (*Frame, error) {
-	f := &Frame{}
-	w := ipc.NewWriterWithPayloadWriter((*layout)(f), ipc.WithSchema(batch.Schema()))
-	err := w.Write(batch)
-	if err == nil {
-		err = w.Close()
-	}
+	f, err := prepare(batch)
 	if err != nil {
 		return nil, fmt.Errorf("arrowio: lay out batch of schema %s: %w", Fingerprint(batch.Schema()), err)
 	}
-	f.size += prefixBytes // end of stream
 	return f, nil
+}
+
+func prepare(batch arrow.RecordBatch) (f *Frame, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("malformed array: %v", p) // lengths that its buffers do not have
+		}
+	}()
+	schema, err := schemaMessage(batch.Schema())
+	if err != nil {
+		return nil, err
+	}
+	var parts flattener
+	if err := parts.batch(batch, schema.header.encodings); err != nil {
+		return nil, err
+	}
+	f = &Frame{messages: make([]message, 0, len(parts.dicts)+2), size: prefixBytes} // of the end of stream
+	f.add(schema)
+	for _, d := range parts.dicts {
+		m, err := d.body.message(d.rows, &d.id, arrow.Metadata{})
+		if err != nil {
+			return nil, err
+		}
+		f.add(m)
+	}
+	var custom arrow.Metadata
+	if m, ok := batch.(arrow.RecordBatchWithMetadata); ok {
+		custom = m.Metadata()
+	}
+	m, err := parts.body.message(batch.NumRows(), nil, custom)
+	if err != nil {
+		return nil, err
+	}
+	f.add(m)
+	return f, nil
+}
+
+func (f *Frame) add(m message) {
+	f.messages = append(f.messages, m)
+	f.size += prefixBytes + m.metaLen() + m.size
+	f.body += m.size
 }
 
 // Size is the frame's length in bytes.
@@ -135,76 +179,4 @@ func BodyBytes(batch arrow.RecordBatch) (int64, error) {
 		return 0, err
 	}
 	return f.BodyBytes(), nil
-}
-
-// layout is a Frame in its role as the IPC writer's sink: it takes the slices
-// it is given instead of writing their bytes.
-type layout Frame
-
-func (l *layout) Start() error { return nil }
-func (l *layout) Close() error { return nil }
-
-func (l *layout) WritePayload(p ipc.Payload) error {
-	meta := p.Meta()
-	defer meta.Release()
-	// The writer releases the payload's buffers when this returns. The slices stay
-	// good: they are the batch's, or of the Go heap.
-	m := message{meta: meta.Bytes()}
-	var parts gather
-	if err := p.SerializeBody(&parts); err != nil {
-		return err
-	}
-	if err := m.place(parts); err != nil {
-		return err
-	}
-	l.messages = append(l.messages, m)
-	l.size += prefixBytes + m.metaLen() + m.size
-	l.body += m.size
-	return nil
-}
-
-// place assigns each buffer of the body a 64-byte aligned offset and writes the
-// offsets into the metadata, which is ours. The library's writer aligns buffers
-// to 8 bytes only, and its parts are the buffers that are not empty, each
-// followed by its padding to 8 if that is not empty.
-func (m *message) place(parts [][]byte) error {
-	h, err := checkMessage(m.meta)
-	if err != nil {
-		return fmt.Errorf("own metadata: %w", err)
-	}
-	next := 0
-	for i := range h.bufferCount {
-		at := h.buffers + structBytes*i
-		n := int64(binary.LittleEndian.Uint64(m.meta[at+8:]))
-		binary.LittleEndian.PutUint64(m.meta[at:], uint64(m.size))
-		if n == 0 {
-			continue
-		}
-		if next >= len(parts) || int64(len(parts[next])) != n {
-			return fmt.Errorf("body does not match its metadata at buffer %d", i)
-		}
-		m.body = append(m.body, parts[next])
-		m.size += pad(n)
-		if next++; n%8 != 0 {
-			next++
-		}
-	}
-	if next != len(parts) {
-		return fmt.Errorf("body has %d parts, metadata %d", len(parts), next)
-	}
-	if m.size > 0 {
-		if h.bodyPos == 0 {
-			return fmt.Errorf("body of %d bytes, none in the metadata", m.size)
-		}
-		binary.LittleEndian.PutUint64(m.meta[h.bodyPos:], uint64(m.size))
-	}
-	return nil
-}
-
-// gather collects what is written to it, without copying.
-type gather [][]byte
-
-func (g *gather) Write(part []byte) (int, error) {
-	*g = append(*g, part)
-	return len(part), nil
 }

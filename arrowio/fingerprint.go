@@ -15,8 +15,10 @@ import (
 // the SHA-256 of its canonical form. Two schemas have the same fingerprint if
 // and only if they have the same fields in the same order (name, type with all
 // its parameters, nullability, metadata) and the same schema metadata, where
-// the order of metadata keys does not matter. It depends on nothing else, so it
-// is the same in every process and version; a golden test holds that.
+// the order of metadata keys does not matter. An extension type counts as its
+// storage type with metadata that names it, which is what a process sees that
+// does not know it. It depends on nothing else, so it is the same in every
+// process and version; a golden test holds that.
 func Fingerprint(schema *arrow.Schema) string {
 	c := canon{h: sha256.New()}
 	c.str("stokehold.schema.1")
@@ -77,6 +79,9 @@ func (c canon) metadata(md arrow.Metadata) {
 }
 
 func (c canon) field(f arrow.Field) {
+	if ext, ok := f.Type.(arrow.ExtensionType); ok {
+		f = storageField(f, ext)
+	}
 	c.str(f.Name)
 	c.flag(f.Nullable)
 	c.dataType(f.Type)
@@ -128,8 +133,9 @@ func (c canon) dataType(dt arrow.DataType) {
 			c.field(f)
 		}
 	case *arrow.RunEndEncodedType:
-		c.dataType(t.RunEnds())
-		c.dataType(t.Encoded())
+		for _, f := range t.Fields() {
+			c.field(f)
+		}
 	case arrow.ExtensionType:
 		c.str(t.ExtensionName())
 		c.str(t.Serialize())

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/apache/arrow-go/v18/arrow"
 )
 
 // The Arrow library reads message metadata through generated FlatBuffers code
@@ -46,6 +48,13 @@ type flat struct {
 func (f *flat) fail(format string, args ...any) {
 	if f.err == nil {
 		f.err = fmt.Errorf("%w: %s", errFlat, fmt.Sprintf(format, args...))
+	}
+}
+
+// refuse is fail for what is valid Arrow but of no use here.
+func (f *flat) refuse(format string, args ...any) {
+	if f.err == nil {
+		f.err = fmt.Errorf("%w: %s", ErrUnsupported, fmt.Sprintf(format, args...))
 	}
 }
 
@@ -99,7 +108,7 @@ func (f *flat) follow(pos int64) int64 {
 type table struct {
 	f           *flat
 	pos, vtable int64
-	slots, size int64
+	slots       int64
 }
 
 func (f *flat) table(pos int64) table {
@@ -107,8 +116,10 @@ func (f *flat) table(pos int64) table {
 		return table{f: f}
 	}
 	vtable := pos - int64(int32(f.u32(pos)))
-	t := table{f: f, pos: pos, vtable: vtable, slots: f.u16(vtable), size: f.u16(vtable + 2)}
-	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || t.size < 4 || !f.in(vtable, t.slots) || !f.in(pos, t.size) {
+	// The size of the table, after slots, says nothing: writers share a vtable
+	// among tables that have the same fields in other widths.
+	t := table{f: f, pos: pos, vtable: vtable, slots: f.u16(vtable)}
+	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || !f.in(vtable, t.slots) {
 		f.fail("bad table")
 		return table{f: f}
 	}
@@ -125,8 +136,8 @@ func (t table) at(field, width int64) int64 {
 	if off == 0 {
 		return 0
 	}
-	if off < 4 || off+width > t.size {
-		t.f.fail("field outside its table")
+	if off < 4 || !t.f.in(t.pos+off, width) {
+		t.f.fail("field outside the message")
 		return 0
 	}
 	return t.pos + off
@@ -195,6 +206,23 @@ func (t table) metadata(field int64) {
 	})
 }
 
+// custom reads a vector of KeyValue.
+func (t table) custom(field int64) arrow.Metadata {
+	if t.at(field, 4) == 0 {
+		return arrow.Metadata{}
+	}
+	var keys, values []string
+	t.tables(field, func(kv table) {
+		keys, values = append(keys, kv.text(0)), append(values, kv.text(1))
+	})
+	return arrow.NewMetadata(keys, values)
+}
+
+func (t table) text(field int64) string {
+	start, n := t.vector(field, 1)
+	return string(t.f.b[start : start+n])
+}
+
 // header is what a message says of itself.
 type header struct {
 	kind        int64
@@ -206,9 +234,13 @@ type header struct {
 	nodes       int64
 	views       int64           // how many columns have a variadic buffer count
 	variadic    int64           // sum of those counts
+	nodesAt     int64           // position of the first {length, nulls} pair
+	viewsAt     int64           // position of the first variadic count
 	dict        int64           // id, of a dictionary message
+	custom      arrow.Metadata  // of a batch message
 	shape       shape           // of a schema message: what its batches consist of
 	dicts       map[int64]shape // of a schema message: likewise its dictionaries, by id
+	encodings   encoding        // of a schema message: its kids are the columns
 }
 
 // shape is how many nodes, buffers (without the variadic ones) and variadic
@@ -250,21 +282,21 @@ func buffersOf(typ int64, dense bool) int64 {
 	return 2
 }
 
-// checkMessage checks one message's metadata.
-func checkMessage(meta []byte) (header, error) {
+// checkMessage checks one message's metadata and returns what it holds.
+func checkMessage(meta []byte) (h header, err error) {
 	f := &flat{b: meta, budget: flatBudget + 2*int64(len(meta))}
 	if int64(len(meta)) > math.MaxInt32 {
 		f.fail("larger than 2 GiB")
 	}
 	msg := f.table(f.follow(0))
 	if v := msg.short(0); f.err == nil && v != metadataV5 {
-		f.fail("metadata version %d, want V5", v+1)
+		f.refuse("metadata version %d, want V5", v+1)
 	}
-	h := header{kind: msg.byte(1), bodyBytes: msg.long(3), bodyPos: msg.at(3, 8)}
+	h = header{kind: msg.byte(1), bodyBytes: msg.long(3), bodyPos: msg.at(3, 8)}
 	if h.bodyBytes < 0 {
 		f.fail("body of %d bytes", h.bodyBytes)
 	}
-	msg.metadata(4)
+	h.custom = msg.custom(4)
 	body, ok := msg.child(2)
 	if !ok {
 		f.fail("no header")
@@ -281,7 +313,7 @@ func checkMessage(meta []byte) (header, error) {
 			f.fail("dictionary without data")
 		}
 		if body.byte(2) != 0 {
-			f.fail("dictionary delta in a frame of one batch")
+			f.refuse("dictionary delta in a frame of one batch")
 		}
 		h.dict = body.long(0)
 		f.batch(data, &h)
@@ -295,17 +327,22 @@ func checkMessage(meta []byte) (header, error) {
 
 func (f *flat) schema(t table, h *header) {
 	if t.short(0) != 0 {
-		f.fail("big-endian data")
+		f.refuse("big-endian data")
 	}
 	h.dicts = map[int64]shape{}
-	t.tables(1, func(field table) { h.shape.add(f.field(field, 0, h.dicts)) })
+	t.tables(1, func(field table) {
+		s, enc := f.field(field, 0, h.dicts)
+		h.shape.add(s)
+		h.encodings.kids = append(h.encodings.kids, enc)
+	})
 	t.metadata(2)
 	t.vector(3, 8)
 }
 
-// field checks a field and returns what its array consists of. What a
-// dictionary-encoded field's values consist of goes to dicts.
-func (f *flat) field(t table, depth int, dicts map[int64]shape) shape {
+// field checks a field and returns what its array consists of, and which parts
+// are dictionary encoded. What a dictionary-encoded field's values consist of
+// goes to dicts.
+func (f *flat) field(t table, depth int, dicts map[int64]shape) (shape, encoding) {
 	if f.fields++; f.fields > maxFields {
 		f.fail("more than %d fields", maxFields)
 	}
@@ -313,7 +350,7 @@ func (f *flat) field(t table, depth int, dicts map[int64]shape) shape {
 		f.fail("nested more than %d deep", maxDepth)
 	}
 	if f.err != nil {
-		return shape{}
+		return shape{}, encoding{}
 	}
 	t.vector(0, 1)
 	number := t.byte(2)
@@ -331,14 +368,28 @@ func (f *flat) field(t table, depth int, dicts map[int64]shape) shape {
 	if number == typeView || number == typeTextView {
 		s.views = 1
 	}
-	t.tables(5, func(child table) { s.add(f.field(child, depth+1, dicts)) })
+	var enc encoding
+	var kids int
+	t.tables(5, func(child table) {
+		below, e := f.field(child, depth+1, dicts)
+		s.add(below)
+		if e.encoded || e.kids != nil {
+			enc.kids = append(enc.kids, make([]encoding, kids+1-len(enc.kids))...)
+			enc.kids[kids] = e
+		}
+		kids++
+	})
 	t.metadata(6)
 	if dict, ok := t.child(4); ok {
 		dict.child(1)
-		dicts[dict.long(0)] = s
-		return shape{nodes: 1, buffers: 2} // the indices
+		enc.encoded, enc.id = true, dict.long(0)
+		if had, dup := dicts[enc.id]; dup && had != s {
+			f.fail("dictionary %d has two types", enc.id)
+		}
+		dicts[enc.id] = s
+		s = shape{nodes: 1, buffers: 2} // the indices
 	}
-	return s
+	return s, enc
 }
 
 // batch checks a RecordBatch header. Buffers must lie in the body and start on
@@ -349,7 +400,7 @@ func (f *flat) batch(t table, h *header) {
 		f.fail("%d rows; a batch has 0 to %d", h.rows, int64(MaxRows))
 	}
 	nodes, n := t.vector(1, structBytes)
-	h.nodes = n
+	h.nodesAt, h.nodes = nodes, n
 	for i := range n {
 		length, nulls := f.i64(nodes+structBytes*i), f.i64(nodes+structBytes*i+8)
 		if length < 0 || nulls < 0 || nulls > length {
@@ -367,10 +418,10 @@ func (f *flat) batch(t table, h *header) {
 		}
 	}
 	if t.at(3, 4) != 0 {
-		f.fail("compressed body cannot be used in place")
+		f.refuse("compressed body cannot be used in place")
 	}
 	views, n := t.vector(4, 8)
-	h.views = n
+	h.viewsAt, h.views = views, n
 	for i := range n {
 		if v := f.i64(views + 8*i); v < 0 || v > h.bufferCount {
 			f.fail("%d variadic buffers of %d", v, h.bufferCount)

@@ -10,15 +10,11 @@ import (
 // FrameBodyBytes is the sum of the body lengths in bytes of a framed batch, from
 // its message headers alone. The error wraps ErrCorrupt.
 func FrameBodyBytes(frame []byte) (int64, error) {
-	m, _, err := split(frame, nil)
+	m, err := split(frame, nil)
 	if err != nil {
 		return 0, fmt.Errorf("arrowio: frame of %d bytes: %w: %w", len(frame), ErrCorrupt, err)
 	}
-	n := int64(0)
-	for _, p := range m.left {
-		n += int64(len(p.body))
-	}
-	return n, nil
+	return m.body, nil
 }
 
 // BytesOutside is the number of bytes in the batch's buffers (dictionaries and

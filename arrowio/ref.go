@@ -51,6 +51,12 @@ func (r Ref) In(t Tier) (Location, bool) {
 // ErrCorrupt means: bytes do not match their checksum, schema or framing.
 var ErrCorrupt = errors.New("corrupt batch")
 
+// ErrUnsupported means: a frame may be valid Arrow, but in a form that cannot be
+// used in place or that this process has no type for (compressed, big-endian,
+// metadata before V5, dictionary delta or replacement). Its writer should write
+// it otherwise. Errors that wrap it wrap ErrCorrupt too.
+var ErrUnsupported = errors.New("unsupported form of Arrow data")
+
 // ErrGone means: the location no longer exists (arena closed, slot reused, object
 // deleted). Another location may still serve.
 var ErrGone = errors.New("batch location gone")

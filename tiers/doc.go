@@ -48,7 +48,7 @@
 // Store.Batches yields committed batches in sequence and then waits. It is woken
 // by judged events; because a wake-up can be lost, it also looks at the head four
 // times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
-// in this process, then the mapped warm file, whose SHA-256 is verified once per
+// in this process, then the peers (Config.Peers), then the mapped warm file, whose SHA-256 is verified once per
 // mapping, then the object, whose SHA-256 is verified on each read. A copy that
 // is damaged is logged and passed over. Hot and warm batches are read in place;
 // Stats.CopiedBytes counts the body bytes that had to be copied into an arena.

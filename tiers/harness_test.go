@@ -32,6 +32,7 @@ type world struct {
 	cold string
 	deny func(*events.Event) string // reason to deny on publish, "" to allow
 	wrap func(tiers.ObjectStore) tiers.ObjectStore
+	set  func(*tiers.Config) // changes what stores are opened with
 }
 
 func newWorld(tb testing.TB) *world {
@@ -89,7 +90,11 @@ func (w *world) store(arenaBytes int64) (*tiers.Store, *shm.Arena) {
 	if w.wrap != nil {
 		cold = w.wrap(cold)
 	}
-	s, err := tiers.Open(w.ctx, tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Arena: arena, Warm: w.warm, Cold: cold})
+	cfg := tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Arena: arena, Warm: w.warm, Cold: cold}
+	if w.set != nil {
+		w.set(&cfg)
+	}
+	s, err := tiers.Open(w.ctx, cfg)
 	if err != nil {
 		w.tb.Fatal(err)
 	}

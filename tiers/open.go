@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -19,6 +20,7 @@ type Batch struct {
 	Ref    arrowio.Ref
 	Record arrow.RecordBatch
 	Tier   arrowio.Tier // where it was read from
+	Peer   bool         // in another process, which Config.Peers asked; Tier is then Hot
 	// Lease is the hot slot behind Record, for handing it on to another process;
 	// nil when the batch came from another tier. It ends with the last reference to
 	// Record.
@@ -34,9 +36,10 @@ func (b *Batch) Release() {
 	}
 }
 
-// OpenBatch resolves ref: hot, then warm, then cold. Bytes from warm and cold are
+// OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from warm and cold are
 // verified against their SHA-256; a copy that is damaged or gone is passed over
-// for the next tier. toArena brings the batch into the arena first, so that Lease
+// for the next tier, and so is a peer that fails or does not answer in
+// Config.PeerTimeout. toArena brings the batch into the arena first, so that Lease
 // is set (ErrNoArena without one); it waits for room until ctx ends.
 //
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
@@ -46,7 +49,7 @@ func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*
 	if err != nil {
 		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
 	}
-	s.count(b.Tier)
+	s.count(b)
 	return b, nil
 }
 
@@ -92,6 +95,17 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 			return b, nil
 		}
 	}
+	b, err = s.openPeer(ctx, ref)
+	switch {
+	case b != nil && toArena:
+		return s.bring(ctx, b)
+	case b != nil:
+		return b, nil
+	case err != nil && ctx.Err() != nil:
+		return nil, err
+	case err != nil:
+		faults = append(faults, err)
+	}
 	for _, tier := range []struct {
 		name arrowio.Tier
 		open func(context.Context, arrowio.Ref, arrowio.Location) (*Batch, error)
@@ -129,10 +143,16 @@ func (s *Store) openHot(ref arrowio.Ref) (*Batch, error) {
 		// This store wrote these bytes, or validated them when it adopted them, and
 		// nobody can write to them since.
 		opts = append(opts, arrowio.Trusted())
-	} else if loc, ok := ref.In(arrowio.Hot); ok {
-		var err error
-		if lease, err = s.hot.host.Open(loc.URI, leaseOwner); err != nil {
-			return nil, fmt.Errorf("hot: %w", err)
+	} else {
+		// A hot location may also be another host's; that is for the peers.
+		i := slices.IndexFunc(ref.Locations, func(l arrowio.Location) bool {
+			return l.Tier == arrowio.Hot && strings.HasPrefix(l.URI, "shm:")
+		})
+		if i >= 0 {
+			var err error
+			if lease, err = s.hot.host.Open(ref.Locations[i].URI, leaseOwner); err != nil {
+				return nil, fmt.Errorf("hot: %w", err)
+			}
 		}
 	}
 	if lease == nil {
@@ -196,5 +216,5 @@ func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Lease: lease}, nil
+	return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, Lease: lease}, nil
 }

@@ -88,7 +88,7 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 	}
 	b, err := r.store.open(ctx, e.Ref, toArena)
 	if err == nil {
-		r.store.count(b.Tier)
+		r.store.count(b)
 	}
 	return b, err
 }

@@ -29,6 +29,8 @@ type Store struct {
 	log     *slog.Logger
 	closed  atomic.Bool
 
+	peers peers
+
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
 	copies arrowio.Copies
@@ -74,6 +76,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if !validPrefix.MatchString(cfg.Prefix) {
 		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
+	if cfg.PeerTimeout < 0 {
+		faults = append(faults, fmt.Errorf("config: PeerTimeout %s is negative", cfg.PeerTimeout))
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
@@ -81,6 +86,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
+	s.peers.open(cfg)
 	var err error
 	if s.hot, err = openHot(cfg.Host, cfg.Arena, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}
@@ -187,7 +193,9 @@ func (s *Store) entry(ctx context.Context, dataset string, seq uint64) (entry, u
 
 // Stats counts batches and bytes by tier, and copies made.
 type Stats struct {
-	Hot, Warm, Cold int64 // batches opened from each tier
+	Hot, Warm, Cold int64 // batches opened from each tier of this store
+	Peer            int64 // batches opened from another process, see Config.Peers
+	PeerErrors      int64 // failures of peers, batches that they do not have (any more) left out
 	Moved           int64 // verified migrations that this store flipped
 	CopiedBytes     int64 // body bytes copied into an arena from the Go heap or another tier
 }
@@ -196,17 +204,20 @@ type Stats struct {
 func (s *Store) Stats() Stats {
 	return Stats{
 		Hot: s.opened[0].Load(), Warm: s.opened[1].Load(), Cold: s.opened[2].Load(),
+		Peer: s.peers.opened.Load(), PeerErrors: s.peers.errors.Load(),
 		Moved: s.moved.Load(), CopiedBytes: s.copies.Bytes(),
 	}
 }
 
-func (s *Store) count(t arrowio.Tier) {
-	switch t {
-	case arrowio.Hot:
+func (s *Store) count(b *Batch) {
+	switch {
+	case b.Peer:
+		s.peers.opened.Add(1)
+	case b.Tier == arrowio.Hot:
 		s.opened[0].Add(1)
-	case arrowio.Warm:
+	case b.Tier == arrowio.Warm:
 		s.opened[1].Add(1)
-	case arrowio.Cold:
+	case b.Tier == arrowio.Cold:
 		s.opened[2].Add(1)
 	}
 }

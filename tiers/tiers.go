@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 )
@@ -72,6 +73,15 @@ type Config struct {
 	Cold   ObjectStore // nil: no cold tier
 	Prefix string      // of KV bucket names; default "stokehold"
 	Logger *slog.Logger
+	// Peers opens batches that other processes hold: in shared memory on this host,
+	// or on other hosts. It is asked for what is not in an arena of this process,
+	// before the warm tier. Its batches must be valid (see arrowio.Resolver); the
+	// store compares them with their refs. Its errors never fail a read that another
+	// tier can serve; they are logged, and counted in Stats. Of arrowio.Resolvers the
+	// members are asked one by one. nil: nobody is asked.
+	Peers arrowio.Resolver
+	// PeerTimeout bounds each answer of a peer. Default 5 s.
+	PeerTimeout time.Duration
 }
 
 // ObjectStore is the small driver interface of the cold tier. Objects are

@@ -25,16 +25,16 @@ func Adopt(fd int, size, length int64) (*Arena, Handle, error) {
 	if err := verify(fd, size, sealedBatch); err != nil {
 		return nil, Handle{}, fmt.Errorf("shm: adopt: %w", err)
 	}
-	readable, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	readable, err := mapShared(fd, size, unix.PROT_READ, 0)
 	if err != nil {
-		return nil, Handle{}, fmt.Errorf("shm: adopt: map %d bytes: %w", size, err)
+		return nil, Handle{}, fmt.Errorf("shm: adopt %d bytes: %w", size, err)
 	}
 	unix.CloseOnExec(fd)
 	a := newArena(fd, size, readable)
 	a.oneShot = true
 	a.next = 1
 	h := Handle{Arena: a.id, Length: length, Generation: 1}
-	a.slots[0] = &slot{handle: h, reserved: size, held: true}
+	a.slots[0] = &slot{handle: h, reserved: size, holds: 1}
 	a.stats.Slots, a.stats.Published, a.stats.Used, a.stats.HighWater = 1, 1, size, size
 	return a, h, nil
 }
@@ -56,7 +56,7 @@ func NewSegment(length int64) (*Segment, error) {
 		return nil, fmt.Errorf("shm: segment of %d bytes: want a size above 0", length)
 	}
 	size := roundUp(length, pageSize())
-	fd, err := memfd("stokehold-batch")
+	fd, err := memfd("stokehold-batch", 0)
 	if err != nil {
 		return nil, fmt.Errorf("shm: segment: %w", err)
 	}
@@ -65,10 +65,10 @@ func NewSegment(length int64) (*Segment, error) {
 		return nil, fmt.Errorf("shm: segment of %d bytes: %w", size, err)
 	}
 	// fallocate rounds up to pages but sets the length given, which is whole pages.
-	data, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	data, err := mapShared(fd, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_POPULATE)
 	if err != nil {
 		closeFD(fd)
-		return nil, fmt.Errorf("shm: segment: map %d bytes: %w", size, err)
+		return nil, fmt.Errorf("shm: segment of %d bytes: %w", size, err)
 	}
 	return &Segment{fd: fd, size: size, data: data}, nil
 }
@@ -113,9 +113,9 @@ func OpenView(fd int, id string, size int64) (*View, error) {
 	if err := verify(fd, size, sealedSize|unix.F_SEAL_FUTURE_WRITE, sealedBatch); err != nil {
 		return nil, fmt.Errorf("shm: view arena %s: %w", id, err)
 	}
-	data, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	data, err := mapShared(fd, size, unix.PROT_READ, 0)
 	if err != nil {
-		return nil, fmt.Errorf("shm: view arena %s: map %d bytes: %w", id, size, err)
+		return nil, fmt.Errorf("shm: view arena %s of %d bytes: %w", id, size, err)
 	}
 	return &View{id: id, data: data}, nil
 }

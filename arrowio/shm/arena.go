@@ -2,7 +2,6 @@ package shm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -14,20 +13,6 @@ import (
 // Alignment is the boundary in bytes that slots start on.
 const Alignment = arrowio.Alignment
 
-var (
-	// ErrTooLarge means: more bytes than the arena has. Waiting cannot help.
-	ErrTooLarge = errors.New("larger than the arena")
-	// ErrNoMemory means: the machine does not have the memory to reserve.
-	ErrNoMemory = errors.New("not enough shared memory")
-	// ErrClosed means: the arena or host is closed.
-	ErrClosed = errors.New("arena closed")
-	// ErrReadOnly means: the arena was adopted; nothing can be loaned from it.
-	ErrReadOnly = errors.New("arena is read-only")
-	// ErrSeals means: a descriptor from elsewhere is not the sealed memfd that was asked
-	// for. It was not mapped.
-	ErrSeals = errors.New("not a sealed memfd of the stated size")
-)
-
 // Handle names a published slot. Its URI form is Handle.String.
 type Handle = arrowio.SharedURI
 
@@ -35,6 +20,12 @@ type Handle = arrowio.SharedURI
 type Config struct {
 	Bytes int64  // capacity, rounded up to whole pages; required
 	Name  string // shown in /proc/PID/maps; default "stokehold"
+	// Prefault touches every page when the arena is made, so that no first write to
+	// one waits for the kernel. It takes about a second per 4 GiB.
+	Prefault bool
+	// HugePages asks for larger pages. What the machine does not give is done without;
+	// Stats.HugePages says so.
+	HugePages HugePages
 }
 
 // Arena is a region of shared memory that slots are loaned from. Safe for
@@ -51,21 +42,30 @@ type Arena struct {
 	closed  bool
 	ended   bool // unmapped
 	oneShot bool // ends with its only slot
-	free    extents
+	space   space
 	waiters []*waiter
 	slots   map[int64]*slot // by offset
-	leases  map[string]map[*Lease]struct{}
+	owners  map[string]*leaser
 	next    uint64 // generation
 	stats   Stats
 	onEnd   []func()
+
+	// Book-keeping to be used again: a lease costs no allocation.
+	spareSlots  *slot
+	spareHolds  *hold
+	spareOwners *leaser
+	spareSpaces []*space // of builds
 }
 
 type slot struct {
 	handle   Handle
+	part     int32 // of the arena's space
 	reserved int64
-	held     bool // by the publisher, from Loan to Drop
+	holds    int  // of publishers: one from Loan to Drop, and one for each Keep
 	open     bool // loaned, not yet published
+	pinned   bool // builders, or what they built, hold memory in it
 	leases   int
+	next     *slot // spare
 }
 
 type waiter struct {
@@ -73,41 +73,6 @@ type waiter struct {
 	ready chan struct{}
 	slot  *slot
 	err   error
-}
-
-// Stats counts an arena's, or a host's arenas', use. Bytes are of slots as
-// reserved (rounded up to Alignment).
-type Stats struct {
-	Arenas    int   `json:"arenas"`
-	Capacity  int64 `json:"capacity"`   // bytes
-	Used      int64 `json:"used"`       // bytes
-	HighWater int64 `json:"high_water"` // most bytes used at once
-	Slots     int   `json:"slots"`      // loaned or published
-	Loans     int   `json:"loans"`      // of them loaned
-	Leases    int   `json:"leases"`
-	Waiting   int   `json:"waiting"` // loans that wait for memory
-	// Totals since the arena was made.
-	Published   uint64 `json:"published"`
-	Leased      uint64 `json:"leased"`
-	Released    uint64 `json:"released"`
-	Reclaimed   uint64 `json:"reclaimed"`    // by ReclaimOwner
-	LeasedBytes uint64 `json:"leased_bytes"` // frames, so bodies and metadata
-}
-
-func (s *Stats) add(o Stats) {
-	s.Arenas += o.Arenas
-	s.Capacity += o.Capacity
-	s.Used += o.Used
-	s.HighWater += o.HighWater
-	s.Slots += o.Slots
-	s.Loans += o.Loans
-	s.Leases += o.Leases
-	s.Waiting += o.Waiting
-	s.Published += o.Published
-	s.Leased += o.Leased
-	s.Released += o.Released
-	s.Reclaimed += o.Reclaimed
-	s.LeasedBytes += o.LeasedBytes
 }
 
 // New makes an arena and reserves its memory. The error wraps ErrNoMemory if the
@@ -120,24 +85,20 @@ func New(cfg Config) (*Arena, error) {
 	if name == "" {
 		name = "stokehold"
 	}
-	size := roundUp(cfg.Bytes, pageSize())
-	if size <= 0 {
-		return nil, fmt.Errorf("shm: arena of %d bytes: %w", cfg.Bytes, ErrNoMemory)
-	}
-	fd, writable, readable, err := reserve(name, size)
+	m, err := reserve(name, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("shm: reserve %d bytes: %w", size, err)
+		return nil, fmt.Errorf("shm: reserve %d bytes: %w", cfg.Bytes, err)
 	}
-	a := newArena(fd, size, readable)
-	a.writable = writable
-	a.free = extents{{0, size}}
+	a := newArena(m.fd, m.size, m.readable)
+	a.writable, a.stats.HugePages = m.writable, m.note
+	a.space.reset(m.size)
 	return a, nil
 }
 
 func newArena(fd int, size int64, readable []byte) *Arena {
 	return &Arena{
 		id: newID(), fd: fd, size: size, readable: readable,
-		slots: map[int64]*slot{}, leases: map[string]map[*Lease]struct{}{},
+		slots: map[int64]*slot{}, owners: map[string]*leaser{},
 		stats: Stats{Arenas: 1, Capacity: size},
 	}
 }
@@ -147,15 +108,6 @@ func (a *Arena) ID() string { return a.id }
 
 // Size is the capacity in bytes.
 func (a *Arena) Size() int64 { return a.size }
-
-// Stats returns the current counts.
-func (a *Arena) Stats() Stats {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	s := a.stats
-	s.Waiting = len(a.waiters)
-	return s
-}
 
 // Loan takes memory for the caller to write in. When the arena is full it waits,
 // in order of arrival, until memory is released or ctx ends. It fails at once
@@ -176,8 +128,9 @@ func (a *Arena) Loan(ctx context.Context, bytes int64) (*Loan, error) {
 		a.mu.Unlock()
 		return nil, fmt.Errorf("shm: loan from arena %s: %w", a.id, ErrReadOnly)
 	case bytes > a.size:
+		used := a.stats.Used
 		a.mu.Unlock()
-		return nil, fmt.Errorf("shm: loan of %d bytes from arena %s of %d: %w", bytes, a.id, a.size, ErrTooLarge)
+		return nil, &LimitError{What: "loan", Asked: bytes, Used: used, Limit: a.size, Err: ErrTooLarge}
 	}
 	if len(a.waiters) == 0 {
 		if s := a.take(bytes); s != nil {
@@ -238,32 +191,26 @@ func (a *Arena) PutFrame(ctx context.Context, frame *arrowio.Frame, copies *arro
 		loan.Cancel()
 		return Handle{}, err
 	}
+	a.copied(frame.BodyBytes())
 	return loan.Publish(), nil
 }
 
-// Lease holds a published slot for reading on behalf of owner. The error wraps
-// arrowio.ErrGone if the handle's slot never was published here, or has been
-// dropped, or the arena is closed.
-func (a *Arena) Lease(h Handle, owner string) (*Lease, error) {
+// Keep adds another publisher's hold to a published slot, so that a batch can be
+// published once more under another name, where it lies: each Keep, like each
+// publication, ends with a Drop of its own. The error wraps arrowio.ErrGone if the
+// slot is gone: hold a lease on it meanwhile.
+func (a *Arena) Keep(h Handle) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s, err := a.find(h)
+	if err == nil && (s.holds == 0 && s.leases == 0 || a.closed) {
+		err = fmt.Errorf("shm: keep %s: %w: dropped", h, arrowio.ErrGone)
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if !s.held {
-		return nil, fmt.Errorf("shm: lease %s: %w: dropped", h, arrowio.ErrGone)
-	}
-	l := &Lease{arena: a, slot: s, owner: owner}
-	s.leases++
-	if a.leases[owner] == nil {
-		a.leases[owner] = map[*Lease]struct{}{}
-	}
-	a.leases[owner][l] = struct{}{}
-	a.stats.Leases++
-	a.stats.Leased++
-	a.stats.LeasedBytes += uint64(h.Length)
-	return l, nil
+	s.holds++
+	return nil
 }
 
 // Drop gives up the publisher's own hold on a slot; readers that have leased it
@@ -271,35 +218,19 @@ func (a *Arena) Lease(h Handle, owner string) (*Lease, error) {
 func (a *Arena) Drop(h Handle) error {
 	a.mu.Lock()
 	s, err := a.find(h)
-	if err == nil && !s.held {
+	if err == nil && s.holds == 0 {
 		err = fmt.Errorf("shm: drop %s: %w: dropped before", h, arrowio.ErrGone)
 	}
 	if err != nil {
 		a.mu.Unlock()
 		return err
 	}
-	s.held = false
+	s.holds--
 	a.reuse(s)
 	end := a.settle()
 	a.mu.Unlock()
 	end()
 	return nil
-}
-
-// ReclaimOwner ends all leases of an owner, which must no longer read through
-// them (its process is gone), and returns how many there were.
-func (a *Arena) ReclaimOwner(owner string) int {
-	a.mu.Lock()
-	n := 0
-	for l := range a.leases[owner] {
-		a.release(l)
-		a.stats.Reclaimed++
-		n++
-	}
-	end := a.settle()
-	a.mu.Unlock()
-	end()
-	return n
 }
 
 // WithFD calls f with the arena's descriptor, which stays open until f returns.
@@ -336,7 +267,7 @@ func (a *Arena) Close() error {
 	a.waiters = nil
 	for _, s := range a.slots {
 		if !s.open {
-			s.held = false
+			s.holds = 0
 			a.reuse(s)
 		}
 	}
@@ -358,12 +289,22 @@ func (a *Arena) find(h Handle) (*slot, error) {
 // take reserves a slot, or returns nil if none fits now. Callers hold mu.
 func (a *Arena) take(bytes int64) *slot {
 	reserved := roundUp(bytes, Alignment)
-	offset, ok := a.free.take(reserved)
-	if !ok {
+	part := a.space.take(reserved)
+	if part == 0 {
 		return nil
 	}
+	s := a.spareSlots
+	if s == nil {
+		s = &slot{}
+	} else {
+		a.spareSlots = s.next
+	}
 	a.next++
-	s := &slot{handle: Handle{Arena: a.id, Offset: offset, Length: bytes, Generation: a.next}, reserved: reserved, held: true, open: true}
+	offset := a.space.parts[part].offset
+	*s = slot{
+		handle: Handle{Arena: a.id, Offset: offset, Length: bytes, Generation: a.next},
+		part:   part, reserved: reserved, holds: 1, open: true,
+	}
 	a.slots[offset] = s
 	a.stats.Slots++
 	a.stats.Loans++
@@ -372,16 +313,39 @@ func (a *Arena) take(bytes int64) *slot {
 	return s
 }
 
-// discard undoes take.
+// publish ends the writing of a slot. Callers hold mu.
+func (a *Arena) publish(s *slot) Handle {
+	h := s.handle
+	s.open = false
+	a.stats.Loans--
+	a.stats.Published++
+	if a.closed { // while it was being written: nobody can lease it any more
+		s.holds = 0
+		a.reuse(s)
+	}
+	return h
+}
+
+// trim gives back what a slot has beyond bytes. Callers hold mu.
+func (a *Arena) trim(s *slot, bytes int64) {
+	if n := roundUp(bytes, Alignment); n < s.reserved && a.space.resize(s.part, n) {
+		a.stats.Used -= s.reserved - n
+		s.reserved = n
+		a.serve()
+	}
+}
+
+// discard undoes take. Callers hold mu.
 func (a *Arena) discard(s *slot) {
-	s.open, s.held = false, false
+	s.open, s.holds = false, 0
 	a.stats.Loans--
 	a.reuse(s)
 }
 
-// reuse frees the slot if nobody holds it. Callers hold mu.
+// reuse frees the slot if nobody holds it. Callers hold mu and do not use the
+// slot after it.
 func (a *Arena) reuse(s *slot) {
-	if s.held || s.leases > 0 || a.slots[s.handle.Offset] != s {
+	if s.open || s.holds > 0 || s.leases > 0 || s.pinned {
 		return
 	}
 	delete(a.slots, s.handle.Offset)
@@ -391,7 +355,9 @@ func (a *Arena) reuse(s *slot) {
 		a.closed = true
 		return
 	}
-	a.free.give(s.handle.Offset, s.reserved)
+	a.space.give(s.part)
+	s.next = a.spareSlots
+	a.spareSlots = s
 	a.serve()
 }
 
@@ -408,20 +374,11 @@ func (a *Arena) serve() {
 	}
 }
 
-func (a *Arena) release(l *Lease) bool {
-	if l.released {
-		return false
-	}
-	l.released = true
-	s := l.slot
-	if delete(a.leases[l.owner], l); len(a.leases[l.owner]) == 0 {
-		delete(a.leases, l.owner)
-	}
-	s.leases--
-	a.stats.Leases--
-	a.stats.Released++
-	a.reuse(s)
-	return true
+// copied counts body bytes that were copied into the arena.
+func (a *Arena) copied(bytes int64) {
+	a.mu.Lock()
+	a.stats.CopiedBytes += uint64(bytes)
+	a.mu.Unlock()
 }
 
 // settle unmaps a closed arena that nothing holds any more. It returns what is

@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"unsafe"
@@ -9,19 +10,63 @@ import (
 )
 
 // Host is the set of arenas that live in this process, by id: what a shm:// URI
-// is resolved against. The zero value is an empty host. Safe for concurrent use.
+// is resolved against. The zero value is an empty host without a limit. Safe for
+// concurrent use.
 type Host struct {
+	// Limit is the most bytes that its arenas may have together, adopted ones
+	// included; 0 means no limit. It is set before the host is used.
+	Limit int64
+
 	mu     sync.Mutex
 	arenas map[string]*Arena
 	closed bool
+	bytes  int64 // of arenas, and of those being made
 	past   Stats // totals of arenas that ended
 }
 
+// New makes an arena and makes it known, within Limit: of an arena that is
+// refused for it (ErrQuota) no memory is taken. Other errors are those of the
+// function New and of Add.
+func (h *Host) New(cfg Config) (*Arena, error) {
+	size := max(roundUp(cfg.Bytes, pageSize()), 0)
+	h.mu.Lock()
+	err := h.charge("arena", size) // two at once must not pass together
+	h.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	a, err := New(cfg)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bytes -= size
+	if err != nil {
+		return nil, err
+	}
+	if err := h.add(a); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// charge counts size bytes towards Limit. Callers hold mu.
+func (h *Host) charge(what string, size int64) error {
+	if h.Limit > 0 && size > h.Limit-h.bytes {
+		return &LimitError{What: what, Asked: size, Used: h.bytes, Limit: h.Limit, Err: ErrQuota}
+	}
+	h.bytes += size
+	return nil
+}
+
 // Add makes an arena known until it ends; Close closes it. The error wraps
-// ErrClosed if the host, or the arena already, is closed.
+// ErrClosed if the host, or the arena already, is closed, and ErrQuota if it would
+// exceed Limit; the arena stays the caller's then.
 func (h *Host) Add(a *Arena) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.add(a)
+}
+
+func (h *Host) add(a *Arena) error {
 	if h.closed {
 		return fmt.Errorf("shm: add arena %s: %w", a.id, ErrClosed)
 	}
@@ -36,6 +81,9 @@ func (h *Host) Add(a *Arena) error {
 	if h.arenas[a.id] == a {
 		return nil
 	}
+	if err := h.charge("arena", a.size); err != nil {
+		return err
+	}
 	h.arenas[a.id] = a
 	a.onEnd = append(a.onEnd, func() { h.forget(a) })
 	return nil
@@ -46,7 +94,8 @@ func (h *Host) forget(a *Arena) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.arenas, a.id)
-	s.HighWater = 0
+	h.bytes -= a.size
+	s.HighWater, s.HugePages = 0, ""
 	h.past.add(s)
 }
 

@@ -1,0 +1,195 @@
+package arrowio_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"pgregory.net/rapid"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/internal/pythontest"
+)
+
+const judgeBytes = 4 << 20 // of the file that the judge has mapped
+
+// judge is a Python process with pyarrow, for one test and what it runs.
+type judge struct {
+	in   io.Writer
+	out  *bufio.Reader
+	file *os.File
+}
+
+type verdict struct {
+	Schema    string `json:"schema"`
+	Valid     bool   `json:"valid"`
+	Outside   int64  `json:"outside"`
+	Error     string `json:"error"`
+	Traceback string `json:"traceback"`
+}
+
+func startJudge(t *testing.T) *judge {
+	t.Helper()
+	python := pythontest.Interpreter(t)
+	file, err := os.Create(filepath.Join(t.TempDir(), "frame"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	if err := file.Truncate(judgeBytes); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(python, "testdata/judge.py", file.Name())
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error("judge:", err)
+		}
+	})
+	j := &judge{in: in, out: bufio.NewReader(out), file: file}
+	version, err := j.read()
+	if err != nil {
+		t.Fatal("judge does not start:", err)
+	}
+	t.Logf("pyarrow %s", version)
+	return j
+}
+
+func (j *judge) read() ([]byte, error) {
+	var n [4]byte
+	if _, err := io.ReadFull(j.out, n[:]); err != nil {
+		return nil, err
+	}
+	b := make([]byte, binary.LittleEndian.Uint32(n[:]))
+	_, err := io.ReadFull(j.out, b)
+	return b, err
+}
+
+// ask returns what pyarrow says of a frame and the frame as it writes it. values
+// are compared unless nil.
+func (j *judge) ask(t fataler, frame, values []byte) (verdict, []byte) {
+	t.Helper()
+	if len(frame) > judgeBytes {
+		t.Fatalf("frame of %d bytes", len(frame))
+	}
+	if _, err := j.file.WriteAt(frame, 0); err != nil {
+		t.Fatalf("%v", err)
+	}
+	request := map[string]any{"length": len(frame), "values": nil}
+	if values != nil {
+		request["values"] = string(values)
+	}
+	b, err := json.Marshal(request)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	if _, err := j.in.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...)); err != nil {
+		t.Fatalf("%v", err)
+	}
+	var v verdict
+	answer, err := j.read()
+	if err != nil {
+		t.Fatalf("judge is gone: %v", err)
+	}
+	if err := json.Unmarshal(answer, &v); err != nil {
+		t.Fatalf("%s: %v", answer, err)
+	}
+	out, err := j.read()
+	if err != nil {
+		t.Fatalf("judge is gone: %v", err)
+	}
+	return v, out
+}
+
+// noClass are the types for which pyarrow has no class: it reads, validates and
+// writes batches of them, but gives no array.
+func noClass() []arrow.DataType {
+	return []arrow.DataType{arrow.FixedWidthTypes.MonthInterval, arrow.FixedWidthTypes.DayTimeInterval}
+}
+
+func pyarrowHasNoClass(s *arrow.Schema) bool {
+	for _, f := range s.Fields() {
+		for _, dt := range noClass() {
+			if strings.Contains(f.Type.String(), dt.String()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// thereAndBack sends rec to pyarrow and back: same values there, nothing copied, and
+// what pyarrow writes is, framed again, what was sent.
+func (j *judge) thereAndBack(t fataler, rec arrow.RecordBatch) {
+	t.Helper()
+	frame := roundTrip(t, rec)
+	v, out := j.ask(t, frame, values(t, rec))
+	if v.Valid && len(out) > 0 && pyarrowHasNoClass(rec.Schema()) {
+		v.Error = ""
+	}
+	if v.Error != "" {
+		t.Fatalf("%s of %d rows\nvalues %s\npyarrow: %s\n%s", rec.Schema(), rec.NumRows(), values(t, rec), v.Error, v.Traceback)
+	}
+	if v.Outside != 0 {
+		t.Fatalf("%s: pyarrow copied %d bytes", rec.Schema(), v.Outside)
+	}
+	back, err := arrowio.Decode(out, nil)
+	if err != nil {
+		t.Fatalf("%s: what pyarrow wrote: %v", rec.Schema(), err)
+	}
+	defer back.Release()
+	again, err := arrowio.Encode(back, nil)
+	if err != nil {
+		t.Fatalf("%s: framing what pyarrow wrote: %v", rec.Schema(), err)
+	}
+	if !bytes.Equal(frame, again) {
+		t.Fatalf("%s of %d rows\ncame back as %s: %d bytes, not %d", rec.Schema(), rec.NumRows(), back.Schema(), len(again), len(frame))
+	}
+}
+
+// TestPyarrow lets pyarrow judge what this package writes and reads. One process
+// does for all.
+func TestPyarrow(t *testing.T) {
+	j := startJudge(t)
+	t.Run("every type", func(t *testing.T) {
+		g := &filler{r: rand.New(rand.NewPCG(3, 4))}
+		for i, f := range everyType() {
+			t.Run(fmt.Sprint(i, " ", f.Name), func(t *testing.T) {
+				for _, rows := range []int{0, 1, 21} {
+					rec := g.batch(arrow.NewSchema([]arrow.Field{f}, nil), rows)
+					defer rec.Release()
+					j.thereAndBack(t, rec)
+				}
+			})
+		}
+	})
+	t.Run("random batches", func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			rec := drawBatch(t)
+			defer rec.Release()
+			j.thereAndBack(t, rec)
+		})
+	})
+}

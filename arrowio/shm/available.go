@@ -1,0 +1,105 @@
+package shm
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// available is the memory in bytes that could be reserved now: the machine's,
+// or that of a control group this process is in, if that is less.
+func available() (bytes int64, known bool) {
+	if kib, ok := numberOf("/proc/meminfo", "MemAvailable:"); ok {
+		bytes, known = kib<<10, true
+	}
+	for _, g := range memoryGroups() {
+		left, ok := g.left()
+		if ok && (!known || left < bytes) {
+			bytes, known = left, true
+		}
+	}
+	return bytes, known
+}
+
+// group is a memory control group, by the names that its version gives things.
+type group struct {
+	dir, limit, used, cache, shared string
+}
+
+// memoryGroups are the control groups of this process and their parents, as
+// far as they can be seen from here.
+func memoryGroups() []group {
+	all, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	var groups []group
+	for line := range strings.Lines(string(all)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) != 3 {
+			continue
+		}
+		var mounts []string
+		g := group{limit: "memory.max", used: "memory.current", cache: "file", shared: "shmem"}
+		switch {
+		case fields[1] == "":
+			mounts = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
+		case strings.Contains(","+fields[1]+",", ",memory,"):
+			mounts = []string{"/sys/fs/cgroup/memory"}
+			g = group{limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", cache: "total_cache", shared: "total_shmem"}
+		}
+		for _, mount := range mounts {
+			for at := path.Clean("/" + fields[2]); ; at = path.Dir(at) {
+				g.dir = path.Join(mount, at)
+				groups = append(groups, g)
+				if at == "/" {
+					break
+				}
+			}
+		}
+	}
+	return groups
+}
+
+// left is what may still be taken; ok is false without a limit.
+func (g group) left() (bytes int64, ok bool) {
+	limit, okLimit := fileNumber(path.Join(g.dir, g.limit))
+	used, okUsed := fileNumber(path.Join(g.dir, g.used))
+	if !okLimit || !okUsed {
+		return 0, false
+	}
+	// Page cache counts as used but can be dropped. Shared memory counts as page
+	// cache and cannot.
+	stat := path.Join(g.dir, "memory.stat")
+	cached, _ := numberOf(stat, g.cache)
+	shared, _ := numberOf(stat, g.shared)
+	return max(limit-used+max(cached-shared, 0), 0), true
+}
+
+func fileNumber(name string) (int64, bool) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	return n, err == nil
+}
+
+// numberOf returns the number behind key in a file of lines "KEY NUMBER ...".
+func numberOf(name, key string) (int64, bool) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, false
+	}
+	defer func() { _ = f.Close() }() // only read
+	for s := bufio.NewScanner(io.LimitReader(f, 1<<16)); s.Scan(); {
+		if fields := strings.Fields(s.Text()); len(fields) >= 2 && fields[0] == key {
+			n, err := strconv.ParseInt(fields[1], 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
