@@ -308,7 +308,10 @@ type WorkConfig struct {
 	// Children starts the child processes of stages marked InChildProcess. Its
 	// program must call stages.RunIfChild first. nil: this program itself.
 	Children *worker.Config
-	Seed     uint64 // of the runs that triggers start
+	// Workers are other programs, by the name that workflows.InWorker gives: how to
+	// start them. Those that no pipeline names are not started.
+	Workers map[string]worker.Config
+	Seed    uint64 // of the runs that triggers start
 }
 
 // Work hosts pipelines: their stages, the interpreter of their runs, their
@@ -322,10 +325,14 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 	if err != nil {
 		return nil, err
 	}
+	workers, err := a.startWorkers(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: a.Temporal,
 		Runtime: &stages.Runtime{
-			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Log: a.cfg.Log,
+			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
 		},
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
 		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
@@ -341,9 +348,9 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 }
 
 // startChildren starts the worker's child process if a stage needs one.
-func (a *App) startChildren(ctx context.Context, cfg WorkConfig) (*worker.Host, error) {
+func (a *App) startChildren(ctx context.Context, cfg WorkConfig) (*worker.Pool, error) {
 	needed := slices.ContainsFunc(cfg.Pipelines, func(d *workflows.Definition) bool {
-		return slices.ContainsFunc(d.Graph, func(s workflows.StageDef) bool { return s.ChildProcess })
+		return slices.ContainsFunc(d.Graph, func(s workflows.StageDef) bool { return s.ChildProcess && s.Worker == "" })
 	})
 	if !needed {
 		return nil, nil
@@ -352,15 +359,44 @@ func (a *App) startChildren(ctx context.Context, cfg WorkConfig) (*worker.Host, 
 	if cfg.Children != nil {
 		c = *cfg.Children
 	}
+	return a.startPool(ctx, c, "the worker's child process")
+}
+
+// startWorkers starts the other programs that the pipelines name.
+func (a *App) startWorkers(ctx context.Context, cfg WorkConfig) (map[string]*worker.Pool, error) {
+	pools := map[string]*worker.Pool{}
+	for _, d := range cfg.Pipelines {
+		for _, s := range d.Graph {
+			if s.Worker == "" || pools[s.Worker] != nil {
+				continue
+			}
+			c, ok := cfg.Workers[s.Worker]
+			if !ok {
+				return nil, fmt.Errorf("stokehold: stage %s of pipeline %s runs in worker %q, which is not configured: say in WorkConfig.Workers how to start it", s.Name, d.Name, s.Worker)
+			}
+			if len(c.Command) == 0 {
+				return nil, fmt.Errorf("stokehold: worker %q has no Command: say which program it is, e.g. python3 -m mystages", s.Worker)
+			}
+			p, err := a.startPool(ctx, c, fmt.Sprintf("worker %q", s.Worker))
+			if err != nil {
+				return nil, err
+			}
+			pools[s.Worker] = p
+		}
+	}
+	return pools, nil
+}
+
+func (a *App) startPool(ctx context.Context, c worker.Config, what string) (*worker.Pool, error) {
 	if c.Logger == nil {
 		c.Logger = a.cfg.Log
 	}
-	h, err := worker.Start(ctx, c)
+	p, err := worker.StartPool(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("start the worker's child process: %w", err)
+		return nil, fmt.Errorf("start %s: %w", what, err)
 	}
-	a.onClose(h.Close)
-	return h, nil
+	a.onClose(p.Close)
+	return p, nil
 }
 
 // Start starts a run of a pipeline that some worker hosts.

@@ -119,6 +119,22 @@ func (d *childDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.Recor
 	return arrowio.Ref{Dataset: d.Output(), Sequence: seq &^ appended, Rows: batch.NumRows()}, nil
 }
 
+// SaveModel hands the model to the host, which registers it.
+func (d *childDriver) SaveModel(ctx context.Context, draft models.Version, artifact []byte) (models.Version, error) {
+	if want := d.job.Assignment.Model; draft.Model != "" && draft.Model != want {
+		return models.Version{}, Permanent(fmt.Errorf("stage %s: model %q: in a child process a stage makes versions of the pipeline's model, which is %q", d.job.Assignment.Stage, draft.Model, want))
+	}
+	saved, err := d.task.SaveModel(ctx, worker.ModelDraft{Format: draft.Format, Kind: draft.Kind, Metrics: draft.Metrics, Metadata: draft.Metadata}, artifact)
+	if err != nil {
+		if errors.Is(err, worker.ErrModel) {
+			err = Permanent(err)
+		}
+		return models.Version{}, err
+	}
+	draft.Model, draft.ID, draft.Bytes, draft.Status = saved.Model, saved.Version, int64(len(artifact)), models.Registered
+	return draft, nil
+}
+
 func (d *childDriver) Publish(context.Context, events.Event) error {
 	return Permanent(errors.New("a stage in a child process has no bus: publish from a stage of the worker process"))
 }
@@ -164,17 +180,14 @@ func (d *childDriver) finish() error {
 
 // runInChild runs the attempt in another process: its inputs are leased to the
 // child, its outputs are adopted as they are.
-func (d *runDriver) runInChild(ctx context.Context, host *worker.Host) error {
-	if host == nil {
-		return Permanent(errors.New("is to run in a child process, but this process starts none: give Runtime its Children"))
-	}
+func (d *runDriver) runInChild(ctx context.Context, pool *worker.Pool) error {
 	params, err := json.Marshal(childJob{Assignment: d.a, Checkpoint: d.hooks.Previous.Checkpoint, Written: d.hooks.Previous.Written})
 	if err != nil {
 		return Permanent(err)
 	}
 	job := worker.Job{
 		Stage: ChildName(d.a.Pipeline, d.a.Stage), Params: params,
-		OnBatch: d.adopt,
+		OnBatch: d.adopt, OnModel: d.saveModel,
 		OnProgress: func(p worker.Progress) error {
 			if p.Values[restored] != 0 {
 				if _, err := d.Restore(ctx); err != nil {
@@ -217,12 +230,84 @@ func (d *runDriver) runInChild(ctx context.Context, host *worker.Host) error {
 			},
 		})
 	}
-	err = host.Do(ctx, job)
+	err = pool.Do(ctx, job)
 	var failed *worker.StageError
-	if errors.As(err, &failed) && failed.Permanent {
+	if errors.As(err, &failed) && failed.Permanent || errors.Is(err, worker.ErrModel) {
 		return Permanent(err)
 	}
 	return err
+}
+
+// maxUseSums bounds the checksums in a model's lineage: beyond it says which
+// batches were read, not which bytes they had.
+const maxUseSums = 2048
+
+// used notes a batch that the child reads, for the lineage of what it makes.
+func (d *runDriver) used(ref arrowio.Ref) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	u := d.use[ref.Dataset]
+	if u == nil {
+		if d.use == nil {
+			d.use = map[string]*models.DatasetUse{}
+		}
+		u = &models.DatasetUse{Dataset: ref.Dataset, From: ref.Sequence, To: ref.Sequence}
+		d.use[ref.Dataset] = u
+	}
+	if ref.Sequence < u.To && u.To > u.From {
+		return // read again
+	}
+	sum := ""
+	for _, l := range ref.Locations {
+		if l.SHA256 != "" && l.Codec == "arrow-ipc" {
+			sum = l.SHA256
+		}
+	}
+	u.To = ref.Sequence + 1
+	if len(u.SHA256) <= maxUseSums {
+		u.SHA256 = append(u.SHA256, sum)
+	}
+}
+
+// saveModel registers a model that the child hands over.
+func (d *runDriver) saveModel(ctx context.Context, m *worker.Model) (worker.SavedModel, error) {
+	if d.a.Model == "" {
+		return worker.SavedModel{}, Permanent(fmt.Errorf("stage %s makes no model: only train and finetune stages do", d.a.Stage))
+	}
+	draft := models.Version{
+		Model: d.a.Model, Format: m.Format, Kind: m.Kind, Metrics: m.Metrics, Metadata: m.Metadata,
+		Lineage: models.Lineage{Pipeline: d.a.Pipeline, Run: d.a.Run, Stage: d.a.Stage, Cause: d.a.Cause, Seed: d.a.Seed},
+	}
+	if m.Precision != "" {
+		draft.Metadata = maps.Clone(m.Metadata)
+		if draft.Metadata == nil {
+			draft.Metadata = map[string]string{}
+		}
+		draft.Metadata["precision"] = m.Precision
+	}
+	sums := 0
+	d.mu.Lock()
+	for _, b := range d.a.Inputs {
+		if b.Model != "" && draft.Lineage.Parent == "" {
+			draft.Lineage.Parent = b.Version
+		}
+		if u := d.use[b.Dataset]; u != nil {
+			use := *u
+			if sums += len(use.SHA256); sums > maxUseSums {
+				use.SHA256 = nil
+			}
+			draft.Lineage.Datasets = append(draft.Lineage.Datasets, use)
+		}
+	}
+	d.mu.Unlock()
+	v, err := register(ctx, d.rt.Registry, d.a.Stage, draft, m.Artifact)
+	if err != nil {
+		return worker.SavedModel{}, err
+	}
+	d.mu.Lock()
+	d.result.Model, d.result.Version = v.Model, v.ID
+	d.mu.Unlock()
+	return worker.SavedModel{Model: v.Model, Version: v.ID}, nil
 }
 
 func notes(r *Result) map[string]string {
@@ -246,6 +331,7 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				yield(worker.InputBatch{}, fmt.Errorf("lease %s: %w", b.Ref.ID(), err))
 				return
 			}
+			d.used(b.Ref)
 			d.count(func(s *DataStats) {
 				s.Leased++
 				s.BodyBytes += b.Ref.BodyBytes
@@ -269,7 +355,7 @@ func (d *runDriver) adopt(ctx context.Context, out *worker.Output) error {
 	}
 	rows := out.Batch.NumRows()
 	out.Keep()
-	ref, err := d.writer.AdoptAt(ctx, seq, out.Arena)
+	ref, err := d.writer.AdoptSlotAt(ctx, seq, out.Arena, out.Handle)
 	if err != nil {
 		return fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
 	}

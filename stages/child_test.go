@@ -11,19 +11,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apache/arrow-go/v18/arrow"
 	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/models/safetensors"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/stages/worker"
+	"github.com/stokehold/stokehold/tiers"
 )
 
 func childStages() map[string]stages.Stage {
 	set := map[string]stages.Stage{}
 	for name, s := range map[string]stages.Stage{
 		"double": double, "double-in-place": inPlace, "resuming": resuming, "numbers": numbers,
-		"reports": reporting, "fails": failsFor, "dies": dies,
+		"reports": reporting, "fails": failsFor, "dies": dies, "trains": trains,
 	} {
 		set[stages.ChildName(pipeline, name)] = s
 	}
@@ -178,7 +181,7 @@ func TestChildErrors(t *testing.T) {
 		"permanent": {true, "will never do"},
 		"panic":     {true, "stages_test.panicking"},
 		"publish":   {true, "has no bus: publish from a stage of the worker process"},
-		"model":     {true, "no model registry here: stages in a child process hand their results on as batches"},
+		"model":     {true, "makes versions of the pipeline's model, which is"},
 		"denied":    {true, "no batches today"},
 		"gap":       {false, "leaves a gap"},
 	} {
@@ -203,6 +206,155 @@ func TestChildErrors(t *testing.T) {
 	if _, err := p.Execute(w.ctx, double, a, stages.Hooks{}); !stages.IsPermanent(err) || !strings.Contains(err.Error(), "give Runtime its Children") {
 		t.Errorf("%v", err)
 	}
+}
+
+// trains makes a model of its input: the artifact is in the parameters.
+var trains = stages.Func(func(ctx context.Context, task *stages.Task) error {
+	var p struct {
+		Artifact []byte
+		Reads    bool
+	}
+	if err := task.Decode(&p); err != nil {
+		return err
+	}
+	if p.Reads {
+		for range 2 { // epochs
+			for _, err := range task.Batches(ctx) {
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	v, err := task.SaveModel(ctx, models.Version{Format: models.Safetensors, Kind: "test/v1", Metrics: map[string]float64{"auc": 0.8}, Metadata: map[string]string{"a": "b"}}, p.Artifact)
+	if err != nil {
+		return err
+	}
+	task.Note("saved", v.Model+"@"+v.Short())
+	return nil
+})
+
+func TestChildSavesAModel(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process().children()
+	var err error
+	if p.Registry, err = models.Open(w.ctx, models.Config{Conn: w.conn, Bus: w.bus, Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	p.fill("in", 3, 10)
+	artifact, err := safetensors.Encode(safetensors.File{Tensors: []safetensors.Tensor{safetensors.Float32s("w", []int64{2}, []float32{1, 2})}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := childAssignment("trains", true)
+	a.Output, a.Seal, a.Model, a.Kind = "", false, "m", "train"
+	a.Inputs = append(a.Inputs, stages.Binding{Name: "m@champion", Model: "m", Version: "parent"})
+	a.Params = params(map[string]any{"artifact": artifact, "reads": true})
+	res := p.run(trains, a)
+	v, err := p.Registry.Get(w.ctx, "m", res.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Model != "m" || v.Kind != "test/v1" || v.Format != models.Safetensors || v.Metrics["auc"] != 0.8 || v.Metadata["a"] != "b" || res.Notes["saved"] != "m@"+v.Short() {
+		t.Errorf("%+v %+v", res, v)
+	}
+	l := v.Lineage
+	if l.Pipeline != pipeline || l.Run != a.Run || l.Stage != "trains" || l.Cause != "c" || l.Seed != 7 || l.Parent != "parent" ||
+		len(l.Datasets) != 1 || l.Datasets[0].Dataset != "in" || l.Datasets[0].To != 3 {
+		t.Errorf("%+v", l)
+	}
+	equal(t, "checksums", l.Datasets[0].SHA256, p.stored("in")...)
+	if got, err := p.Registry.Artifact(w.ctx, v); err != nil || !bytes.Equal(got, artifact) {
+		t.Error(err)
+	}
+
+	// What is no safetensors file is refused for good, and says what is wrong.
+	a.Attempt, a.Params = 2, params(map[string]any{"artifact": []byte("PK a pickle, renamed")})
+	if _, err := p.Execute(w.ctx, trains, a, stages.Hooks{}); !stages.IsPermanent(err) || !errors.Is(err, models.ErrArtifact) || !errors.Is(err, safetensors.ErrFormat) {
+		t.Error(err)
+	}
+	a.Model = ""
+	if _, err := p.Execute(w.ctx, trains, a, stages.Hooks{}); !stages.IsPermanent(err) || !strings.Contains(err.Error(), "makes no model") {
+		t.Error(err)
+	}
+	a.Model, p.Registry = "m", nil
+	if _, err := p.Execute(w.ctx, trains, a, stages.Hooks{}); !stages.IsPermanent(err) || !strings.Contains(err.Error(), "no model registry") {
+		t.Error(err)
+	}
+	if st := p.Children.Stats(); st.Died != 0 || st.Models != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestRemoteStage runs a stage that is declared here and implemented by another
+// program, here this one started again under another name.
+func TestRemoteStage(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process()
+	pool := p.pool(worker.Config{Outputs: worker.Shared, Processes: 2})
+	p.Workers = map[string]*worker.Pool{"other": pool}
+	p.fill("in", 30, 500)
+	a := childAssignment("double", true)
+	a.Worker = "other"
+	if res := p.run(stages.Remote{Output: schema}, a); res.To != 30 || res.Data.CopiedBytes != 0 {
+		t.Errorf("%+v", res)
+	}
+	equal(t, "sums", p.stored("out-true/double"), p.stored(doubledHere(p))...)
+	if st := pool.Stats(); st.OutShared != 30 {
+		t.Errorf("%+v", st)
+	}
+
+	// A schema other than the declared one is refused for good.
+	a.Run, a.Output = "other", "other"
+	wrong := arrow.NewSchema([]arrow.Field{{Name: "n", Type: arrow.PrimitiveTypes.Float64}}, nil)
+	if _, err := p.Execute(w.ctx, stages.Remote{Output: wrong}, a, stages.Hooks{}); !stages.IsPermanent(err) || !errors.Is(err, tiers.ErrSchema) || !strings.Contains(err.Error(), "declares") {
+		t.Error(err)
+	}
+	if _, err := p.Store.Head(w.ctx, "other"); !errors.Is(err, tiers.ErrNotFound) {
+		t.Error("the dataset was made:", err)
+	}
+	a.Worker = "nowhere"
+	if _, err := p.Execute(w.ctx, stages.Remote{}, a, stages.Hooks{}); !stages.IsPermanent(err) || !strings.Contains(err.Error(), `worker "nowhere"`) {
+		t.Error(err)
+	}
+	a.ChildProcess, a.Worker = false, ""
+	if _, err := p.Execute(w.ctx, stages.Remote{}, a, stages.Hooks{}); !stages.IsPermanent(err) {
+		t.Error(err)
+	}
+}
+
+func doubledHere(p *process) string {
+	a := childAssignment("double", false)
+	p.run(double, a)
+	return a.Output
+}
+
+// TestStagesOfOneWorkerOverlap runs a consumer and its producer in children of one
+// pool, the consumer first: one child would wait for ever.
+func TestStagesOfOneWorkerOverlap(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process().children()
+	consumer := childAssignment("double", true)
+	consumer.Inputs = []stages.Binding{{Name: "numbers", Dataset: "between"}}
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.Execute(w.ctx, double, consumer, stages.Hooks{})
+		done <- err
+	}()
+	for p.Children.Stats().Jobs == 0 {
+		select {
+		case err := <-done:
+			t.Fatal(err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	producer := childAssignment("numbers", true)
+	producer.Inputs, producer.Output, producer.Params = nil, "between", params(map[string]any{"batches": 3, "rows": 2})
+	p.run(numbers, producer)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "batches", p.firsts(consumer.Output), 0, 200, 400)
 }
 
 func TestKilledChild(t *testing.T) {

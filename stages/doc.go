@@ -69,9 +69,13 @@
 // processes, and what the child does wrong ends the child alone. Its death is an
 // error like another, and the next attempt gets a new one.
 //
+// A stage may also run in a child process of another program, in any language that
+// speaks docs/WORKER-PROTOCOL.md: Assignment.Worker names it, Runtime.Workers has
+// it, and Remote stands for its code here.
+//
 // The child has no connection to anything but its host, so such a stage cannot
-// Publish, has no Models (SaveModel fails) and gets no source that its pipeline
-// did not wire. What the child's stage holds in fields is what RunIfChild was
+// Publish, has no Models (SaveModel hands the model to the host, which registers
+// it) and gets no source that its pipeline did not wire. What the child's stage holds in fields is what RunIfChild was
 // given, not what the pipeline was built with. Write returns before the host has
 // committed the batch; a refusal ends the Task's context, and the attempt, with
 // the host's error. An input can be ranged over again once a loop has seen its

@@ -30,10 +30,13 @@ type runDriver struct {
 	a      Assignment
 	hooks  Hooks
 	writer *tiers.Writer
+	// declared is the schema that the stage says its output has; nil: it says none.
+	declared *arrow.Schema
 
-	mu       sync.Mutex // guards what Progress reads
+	mu       sync.Mutex // guards what Progress reads, and use
 	result   Result
 	progress Progress
+	use      map[string]*models.DatasetUse // what a child process has read
 }
 
 // appended marks a sequence as the count of the stage's own appends, from 0:
@@ -96,6 +99,11 @@ func (d *runDriver) open(ctx context.Context, schema *arrow.Schema) error {
 	}
 	if d.a.Output == "" {
 		return Permanent(errors.New("this kind of stage has no output dataset"))
+	}
+	if d.declared != nil {
+		if want, got := arrowio.Fingerprint(d.declared), arrowio.Fingerprint(schema); got != want {
+			return fmt.Errorf("open output %s: %w: the stage declares %v and wrote %v", d.a.Output, tiers.ErrSchema, d.declared, schema)
+		}
 	}
 	w, err := d.rt.Store.Writer(ctx, d.a.Output, schema, d.fence())
 	if err != nil {

@@ -113,8 +113,14 @@ func (w *world) process() *process {
 
 // children starts the child process that serves childStages.
 func (p *process) children() *process {
+	p.Children = p.pool(worker.Config{})
+	return p
+}
+
+func (p *process) pool(cfg worker.Config) *worker.Pool {
 	p.w.tb.Helper()
-	h, err := worker.Start(p.w.ctx, worker.Config{Backoff: time.Millisecond})
+	cfg.Backoff = time.Millisecond
+	h, err := worker.StartPool(p.w.ctx, cfg)
 	if err != nil {
 		p.w.tb.Fatal(err)
 	}
@@ -128,8 +134,7 @@ func (p *process) children() *process {
 			p.w.tb.Errorf("leases left with the child: %+v", st)
 		}
 	})
-	p.Children = h
-	return p
+	return h
 }
 
 // run executes an attempt that must succeed.

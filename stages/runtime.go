@@ -3,6 +3,7 @@ package stages
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -31,6 +32,7 @@ type Assignment struct {
 	Seal         bool            `json:"seal,omitempty"`   // seal Output when the stage completes
 	Model        string          `json:"model,omitempty"`  // model the stage makes versions of
 	ChildProcess bool            `json:"child_process,omitempty"`
+	Worker       string          `json:"worker,omitempty"` // with ChildProcess: whose program; "": this one's
 }
 
 // Progress is what a stage last reported. It is the heartbeat's detail, so it
@@ -64,7 +66,8 @@ type Runtime struct {
 	Store    *tiers.Store
 	Registry *models.Registry
 	Bus      *events.Bus
-	Children *worker.Host // nil: stages marked ChildProcess fail
+	Children *worker.Pool            // of this program; nil: stages marked ChildProcess fail
+	Workers  map[string]*worker.Pool // of other programs, by name
 	Log      *slog.Logger
 }
 
@@ -77,6 +80,9 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	}
 	log = log.With("pipeline", a.Pipeline, "run", a.Run, "stage", a.Stage, "attempt", a.Attempt)
 	d := newRunDriver(r, a, h, log)
+	if declared, ok := s.(Schemer); ok {
+		d.declared = declared.Schema()
+	}
 
 	begun := time.Now()
 	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{
@@ -104,7 +110,11 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 
 func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) (err error) {
 	if a.ChildProcess {
-		return d.runInChild(ctx, r.Children)
+		pool, err := r.pool(a.Worker)
+		if err != nil {
+			return err
+		}
+		return d.runInChild(ctx, pool)
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -112,6 +122,20 @@ func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) 
 		}
 	}()
 	return s.Run(ctx, a.task(d.log, d))
+}
+
+// pool is what starts the children of a program.
+func (r *Runtime) pool(name string) (*worker.Pool, error) {
+	switch p := r.Workers[name]; {
+	case name == "" && r.Children != nil:
+		return r.Children, nil
+	case name == "":
+		return nil, Permanent(errors.New("is to run in a child process, but this process starts none: give Runtime its Children"))
+	case p == nil:
+		return nil, Permanent(fmt.Errorf("is to run in worker %q, which this process does not have: give Runtime one of that name in Workers", name))
+	default:
+		return p, nil
+	}
 }
 
 func panicked(p any) error {

@@ -33,10 +33,27 @@ type Func func(ctx context.Context, task *Task) error
 func (f Func) Run(ctx context.Context, task *Task) error { return f(ctx, task) }
 
 // Schemer is an optional power: a stage that writes batches may declare their
-// schema, which is then checked before the run starts.
+// schema: writing another is an error, also for a stage in a child process. A nil
+// schema declares none.
 type Schemer interface {
 	Schema() *arrow.Schema
 }
+
+// Remote declares a stage whose code is in another program, written in any
+// language: one that runs in a worker (workflows.InWorker).
+type Remote struct {
+	// Output is the schema of what the stage writes, which is then checked; nil:
+	// whatever it writes first.
+	Output *arrow.Schema
+}
+
+// Run fails: the code is elsewhere.
+func (r Remote) Run(context.Context, *Task) error {
+	return Permanent(errors.New("the stage's code is in another program: say in which worker it runs"))
+}
+
+// Schema implements Schemer.
+func (r Remote) Schema() *arrow.Schema { return r.Output }
 
 // Permanent marks err as one that no retry will mend.
 func Permanent(err error) error {
@@ -327,18 +344,45 @@ func (t *Task) Publish(ctx context.Context, typ, subject, key string, at time.Ti
 func (t *Task) Models() *models.Registry { return t.driver.Models() }
 
 // SaveModel registers artifact as a version of the model this stage makes. Run,
-// stage, pipeline, cause and seed are filled into the lineage.
+// stage, pipeline, cause and seed are filled into the lineage. The error is
+// permanent where the artifact or its description can never be registered.
+//
+// In a child process the model is the pipeline's, whatever draft says, and the
+// parent and the datasets of the lineage are what the host knows: the version of
+// the stage's model input, and the batches that the stage has read.
 func (t *Task) SaveModel(ctx context.Context, draft models.Version, artifact []byte) (models.Version, error) {
 	draft.Lineage.Pipeline, draft.Lineage.Run, draft.Lineage.Stage = t.Pipeline, t.Run, t.Stage
 	draft.Lineage.Cause, draft.Lineage.Seed = t.Cause, t.Seed
-	if t.Models() == nil {
-		return models.Version{}, Permanent(fmt.Errorf("stage %s: there is no model registry here: stages in a child process hand their results on as batches", t.Stage))
-	}
-	v, err := t.Models().Register(ctx, draft, artifact)
+	v, err := t.saveModel(ctx, draft, artifact)
 	if err != nil {
 		return models.Version{}, err
 	}
 	r := t.driver.Result()
 	r.Model, r.Version = v.Model, v.ID
 	return v, nil
+}
+
+// modelSaver is a Driver without a registry that can have models saved.
+type modelSaver interface {
+	SaveModel(ctx context.Context, draft models.Version, artifact []byte) (models.Version, error)
+}
+
+func (t *Task) saveModel(ctx context.Context, draft models.Version, artifact []byte) (models.Version, error) {
+	if s, ok := t.driver.(modelSaver); ok {
+		return s.SaveModel(ctx, draft, artifact)
+	}
+	return register(ctx, t.Models(), t.Stage, draft, artifact)
+}
+
+func register(ctx context.Context, r *models.Registry, stage string, draft models.Version, artifact []byte) (models.Version, error) {
+	if r == nil {
+		return models.Version{}, Permanent(fmt.Errorf("stage %s: there is no model registry here: give Runtime its Registry", stage))
+	}
+	v, err := r.Register(ctx, draft, artifact)
+	for _, never := range []error{models.ErrArtifact, models.ErrInvalid, models.ErrMetrics, models.ErrTooLarge} {
+		if errors.Is(err, never) {
+			return v, Permanent(err)
+		}
+	}
+	return v, err
 }

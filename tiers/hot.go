@@ -51,6 +51,15 @@ type hotSlot struct {
 	handle shm.Handle
 }
 
+// bytes is what the slot keeps from being used otherwise: all of a segment, which
+// ends with its slot.
+func (s *hotSlot) bytes() int64 {
+	if s.arena.Adopted() {
+		return s.arena.Size()
+	}
+	return s.handle.Length
+}
+
 func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
 	if arena != nil {
 		if err := host.Add(arena); err != nil {
@@ -117,20 +126,26 @@ func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle) {
 		_ = arena.Drop(handle) // gone already: as wanted
 		return
 	}
-	h.slots[id] = h.order.PushBack(&hotSlot{id: id, arena: arena, handle: handle})
+	slot := &hotSlot{id: id, arena: arena, handle: handle}
+	h.slots[id] = h.order.PushBack(slot)
 	if arena == h.arena {
 		return
 	}
 	h.adopted++
-	h.bytes += arena.Size()
+	h.bytes += slot.bytes()
+	// Another process's arena is given room again while it still has some: then the
+	// memory that it writes next is warm.
+	crowded := arena.Shared() && arena.Stats().Used > arena.Size()*3/4
 	most := int64(adoptedBytes)
 	if h.arena != nil {
 		most = max(most, h.arena.Size())
 	}
-	for e := h.order.Front(); e != nil && (h.adopted > maxAdopted || h.bytes > most); {
+	for e := h.order.Front(); e != nil && (h.adopted > maxAdopted || h.bytes > most || crowded); {
 		next := e.Next()
-		if s := e.Value.(*hotSlot); s.arena != h.arena && s.id != id {
+		over := h.adopted > maxAdopted || h.bytes > most
+		if s := e.Value.(*hotSlot); s.arena != h.arena && s.id != id && (over || s.arena == arena) {
 			h.drop(e)
+			crowded = crowded && arena.Stats().Used > arena.Size()*3/4
 		}
 		e = next
 	}
@@ -142,7 +157,7 @@ func (h *hot) drop(e *list.Element) {
 	delete(h.slots, s.id)
 	if s.arena != h.arena {
 		h.adopted--
-		h.bytes -= s.arena.Size()
+		h.bytes -= s.bytes()
 	}
 	_ = s.arena.Drop(s.handle) // gone with its arena: as wanted
 }

@@ -204,13 +204,26 @@ func (w *Writer) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatc
 // become the hot copy as they are, without being copied. The store owns seg from
 // here on, errors included. The segment's contents are validated in full.
 func (w *Writer) AdoptAt(ctx context.Context, seq uint64, seg *shm.Arena) (arrowio.Ref, error) {
+	handle, ok := seg.Sole()
+	if !ok {
+		err := errors.Join(fmt.Errorf("%w: not an adopted segment", arrowio.ErrGone), seg.Close())
+		return arrowio.Ref{}, &Error{Op: "adopt", Dataset: w.dataset, Batch: batchID(w.dataset, seq), Err: err}
+	}
+	return w.AdoptSlotAt(ctx, seq, seg, handle)
+}
+
+// AdoptSlotAt is AdoptAt for one published slot of an arena, also one that another
+// process may still write to (shm.Arena.Shared). The publisher's hold on the slot
+// is the store's from here on, errors included; the arena itself stays its
+// owner's, and is made known to the store's shm.Host.
+func (w *Writer) AdoptSlotAt(ctx context.Context, seq uint64, arena *shm.Arena, handle shm.Handle) (arrowio.Ref, error) {
 	used := false
 	ref, err := w.write(ctx, seq, func() (*body, error) {
 		used = true
-		return w.adopt(seg)
+		return w.adopt(arena, handle)
 	})
 	if !used { // the sequence exists, or nothing could be written
-		err = errors.Join(err, seg.Close())
+		_ = arena.Drop(handle) // gone with its arena: as wanted
 	}
 	if err != nil {
 		return ref, &Error{Op: "adopt", Dataset: w.dataset, Batch: batchID(w.dataset, seq), Err: err}
@@ -266,13 +279,12 @@ func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, er
 	return b, nil
 }
 
-func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
-	handle, ok := seg.Sole()
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("%w: not an adopted segment", arrowio.ErrGone), seg.Close())
-	}
+func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
 	h := w.store.hot
-	fail := func(err error) (*body, error) { return nil, errors.Join(err, seg.Close()) }
+	fail := func(err error) (*body, error) {
+		_ = seg.Drop(handle) // gone with its arena: as wanted
+		return nil, err
+	}
 	if err := h.host.Add(seg); err != nil {
 		return fail(err)
 	}
@@ -294,7 +306,7 @@ func (w *Writer) adopt(seg *shm.Arena) (*body, error) {
 		frame: frame, fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
 		hot:     &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"},
 		keep:    func(id string) { h.add(id, seg, handle); rec.Release() },
-		abandon: func() { rec.Release(); _ = seg.Close() },
+		abandon: func() { rec.Release(); _ = seg.Drop(handle) }, // gone with its arena: as wanted
 	}, nil
 }
 

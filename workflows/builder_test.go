@@ -112,6 +112,49 @@ func TestValidateEvents(t *testing.T) {
 	}
 }
 
+// TestStagesOfOtherPrograms has a stage that is declared here and runs in another
+// program.
+func TestStagesOfOtherPrograms(t *testing.T) {
+	p := workflows.New("python", "")
+	p.Train("train", p.Ingest("rows", nothing), stages.Remote{}, workflows.InWorker("torch"))
+	d, err := p.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := d.Text(); !strings.Contains(text, "=> model python  [worker torch]") {
+		t.Error(text)
+	}
+	if text := d.Mermaid(); !strings.Contains(text, "train, worker torch") {
+		t.Error(text)
+	}
+	raw, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := workflows.ParseDefinition(raw)
+	if s, _ := back.Stage("train"); err != nil || s.Worker != "torch" {
+		t.Errorf("%s: %+v, %v", raw, s, err)
+	}
+	err = workflows.Register(nil, workflows.WorkerConfig{Runtime: &stages.Runtime{}, Pipelines: []*workflows.Definition{d}})
+	if err == nil || !strings.Contains(err.Error(), `train: runs in worker "torch", which this process does not have`) {
+		t.Error(err)
+	}
+
+	p = workflows.New("python", "")
+	rows := p.Ingest("rows", stages.Remote{})
+	p.Preprocess("features", rows, &stages.Remote{}, workflows.InWorker("No Name"))
+	p.Preprocess("more", rows, stages.Remote{}, workflows.InWorker(""), workflows.InChildProcess())
+	_, err = p.Build()
+	for _, want := range []string{
+		"rows: its code is in another program, but no worker is named (add the option InWorker)", `features: worker name "No Name" is not usable`,
+		"more: InWorker without a name", "more: its code is in another program",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want a fault with %s", err, want)
+		}
+	}
+}
+
 func TestLimits(t *testing.T) {
 	big := workflows.New("big", "")
 	big.Ingest("rows", nothing, workflows.With(map[string]string{"x": strings.Repeat("y", workflows.MaxDefinitionBytes)}))

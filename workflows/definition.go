@@ -66,6 +66,7 @@ type StageDef struct {
 	Into         string          // long-lived dataset that it appends to
 	Model        string          // model it makes versions of; default: the pipeline's name
 	ChildProcess bool
+	Worker       string        // program whose child process it runs in; "": this one, if ChildProcess
 	Timeout      time.Duration // of one attempt; 0: DefaultTimeout
 	Attempts     int           // 0: DefaultAttempts
 
@@ -82,6 +83,7 @@ type stageJSON struct {
 	Into         string          `json:"into,omitempty"`
 	Model        string          `json:"model,omitempty"`
 	ChildProcess bool            `json:"child_process,omitempty"`
+	Worker       string          `json:"worker,omitempty"`
 	Timeout      duration        `json:"timeout,omitempty"`
 	Attempts     int             `json:"attempts,omitempty"`
 }
@@ -89,7 +91,7 @@ type stageJSON struct {
 // MarshalJSON writes the stage with its timeout as text.
 func (s StageDef) MarshalJSON() ([]byte, error) {
 	return json.Marshal(stageJSON{s.Name, s.Kind, s.Inputs, s.After, s.Params, s.Into, s.Model,
-		s.ChildProcess, duration(s.Timeout), s.Attempts})
+		s.ChildProcess, s.Worker, duration(s.Timeout), s.Attempts})
 }
 
 // UnmarshalJSON refuses unknown fields.
@@ -99,9 +101,12 @@ func (s *StageDef) UnmarshalJSON(raw []byte) error {
 		return err
 	}
 	*s = StageDef{Name: j.Name, Kind: j.Kind, Inputs: j.Inputs, After: j.After, Params: j.Params, Into: j.Into,
-		Model: j.Model, ChildProcess: j.ChildProcess, Timeout: time.Duration(j.Timeout), Attempts: j.Attempts}
+		Model: j.Model, ChildProcess: j.ChildProcess, Worker: j.Worker, Timeout: time.Duration(j.Timeout), Attempts: j.Attempts}
 	return nil
 }
+
+// inChild reports whether the stage runs in a process of its own.
+func (s StageDef) inChild() bool { return s.ChildProcess || s.Worker != "" }
 
 func (s StageDef) timeout() time.Duration {
 	if s.Timeout == 0 {

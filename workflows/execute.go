@@ -40,6 +40,7 @@ type StageCall struct {
 	Cause           string           // id of the event that led here
 	Seed            uint64           // the stage's only source of randomness
 	ChildProcess    bool             // run in a separate worker process
+	Worker          string           // run in one of another program, see InWorker
 	Timeout         time.Duration    // of one attempt; default DefaultTimeout
 	Attempts        int              // default DefaultAttempts
 	TaskQueue       string           // default: the workflow's own
@@ -83,7 +84,7 @@ func ExecuteStage(ctx workflow.Context, call StageCall) StageFuture {
 	return executeAssignment(ctx, stages.Assignment{
 		Pipeline: call.Pipeline, Run: workflow.GetInfo(ctx).WorkflowExecution.ID, Stage: call.Stage, Kind: call.Kind,
 		Cause: call.Cause, Seed: call.Seed, Params: params, RunParams: call.RunParams, Inputs: call.Inputs,
-		Output: call.Output, Seal: call.Seal, Model: call.Model, ChildProcess: call.ChildProcess,
+		Output: call.Output, Seal: call.Seal, Model: call.Model, ChildProcess: call.ChildProcess || call.Worker != "", Worker: call.Worker,
 	}, "", call.Timeout, call.Attempts, call.TaskQueue)
 }
 

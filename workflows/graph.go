@@ -19,7 +19,11 @@ func (d *Definition) Mermaid() string {
 	for i, s := range d.Graph {
 		id := fmt.Sprintf("stage%d", i)
 		ids[s.Name] = id
-		fmt.Fprintf(&b, "  %s[\"%s<br/><i>%s</i>\"]\n", id, s.Name, s.Kind)
+		kind := s.Kind
+		if s.Worker != "" {
+			kind += ", worker " + s.Worker
+		}
+		fmt.Fprintf(&b, "  %s[\"%s<br/><i>%s</i>\"]\n", id, s.Name, kind)
 	}
 	for _, t := range d.Triggers {
 		for _, typ := range t.Types {
@@ -81,7 +85,10 @@ func (d *Definition) text(note func(StageDef) string) string {
 		if s.Kind == KindTrain || s.Kind == KindFineTune {
 			parts = append(parts, "=> model "+d.modelOf(s))
 		}
-		if s.ChildProcess {
+		switch {
+		case s.Worker != "":
+			parts = append(parts, "[worker "+s.Worker+"]")
+		case s.ChildProcess:
 			parts = append(parts, "[child process]")
 		}
 		if note != nil {

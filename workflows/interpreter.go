@@ -185,7 +185,7 @@ func (in *interpreter) assign(ctx workflow.Context, s *stageRun) (stages.Assignm
 		Pipeline: d.Name, Run: in.run, Stage: s.def.Name, Kind: s.def.Kind,
 		Cause: in.args.Input.Cause, Seed: in.args.Input.Seed,
 		Params: s.def.Params, RunParams: in.args.Input.Params,
-		Model: d.modelOf(s.def), ChildProcess: s.def.ChildProcess,
+		Model: d.modelOf(s.def), ChildProcess: s.def.inChild(), Worker: s.def.Worker,
 	}
 	a.Output, a.Seal = in.output(s.def)
 	for _, name := range s.def.Inputs {

@@ -91,6 +91,20 @@ func Named(model string) Option { return func(o *stageOptions) { o.stage.Model =
 // memory.
 func InChildProcess() Option { return func(o *stageOptions) { o.stage.ChildProcess = true } }
 
+// InWorker runs the stage in a child process of another program, fed through
+// shared memory. worker is the name under which the process that hosts the
+// pipeline configures that program (stages.Runtime.Workers); there the stage is
+// called PIPELINE/NAME. Its implementation here may be a stages.Remote.
+func InWorker(worker string) Option {
+	return func(o *stageOptions) {
+		if worker == "" {
+			o.fault("InWorker without a name", "name the worker, or use InChildProcess for this program")
+			return
+		}
+		o.stage.Worker = worker
+	}
+}
+
 // Timeout bounds one attempt (default 10 minutes).
 func Timeout(d time.Duration) Option {
 	return func(o *stageOptions) {
@@ -207,6 +221,9 @@ func (p *Pipeline) add(name, kind string, s stages.Stage, opts []Option, inputs 
 	if isNilStage(s) {
 		o.fault("has no implementation", "pass a stages.Stage, or stages.Func for a function")
 	}
+	if isRemote(s) && o.stage.Worker == "" {
+		o.fault("its code is in another program, but no worker is named", "add the option InWorker")
+	}
 	p.faults = append(p.faults, o.faults...)
 	p.def.Graph = append(p.def.Graph, o.stage)
 	if _, ok := p.def.impl[name]; !ok {
@@ -235,6 +252,14 @@ func isNilStage(s stages.Stage) bool {
 	}
 	f, ok := s.(stages.Func)
 	return ok && f == nil
+}
+
+func isRemote(s stages.Stage) bool {
+	switch s.(type) {
+	case stages.Remote, *stages.Remote:
+		return true
+	}
+	return false
 }
 
 // On starts a run for events.

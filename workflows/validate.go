@@ -256,6 +256,9 @@ func (c *check) stage(s StageDef) {
 			c.add(s.Name, fmt.Sprintf("model name %q is not usable", s.Model), modelHint)
 		}
 	}
+	if s.Worker != "" && (!nameForm.MatchString(s.Worker) || len(s.Worker) > maxNameBytes) {
+		c.add(s.Name, fmt.Sprintf("worker name %q is not usable", s.Worker), nameHint)
+	}
 	if len(s.Params) > 0 {
 		if raw := bytes.TrimSpace(s.Params); !json.Valid(raw) || (raw[0] != '{' && !bytes.Equal(raw, []byte("null"))) {
 			c.add(s.Name, "parameters are not a JSON object", "give With a struct or a map")

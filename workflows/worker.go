@@ -136,6 +136,9 @@ func newActivities(cfg WorkerConfig) (*activities, error) {
 			if d.impl[s.Name] == nil {
 				found = append(found, Fault{s.Name, "has no implementation", "a worker hosts pipelines made with New and Build"})
 			}
+			if s.Worker != "" && cfg.Runtime != nil && cfg.Runtime.Workers[s.Worker] == nil {
+				found = append(found, Fault{s.Name, fmt.Sprintf("runs in worker %q, which this process does not have", s.Worker), "give the Runtime a pool of that name in Workers"})
+			}
 		}
 		if cfg.Types != nil {
 			var b *BuildError

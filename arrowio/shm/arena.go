@@ -42,6 +42,7 @@ type Arena struct {
 	closed  bool
 	ended   bool // unmapped
 	oneShot bool // ends with its only slot
+	peer    *Peer
 	space   space
 	waiters []*waiter
 	slots   map[int64]*slot // by offset
@@ -353,6 +354,10 @@ func (a *Arena) reuse(s *slot) {
 	a.stats.Used -= s.reserved
 	if a.oneShot {
 		a.closed = true
+		return
+	}
+	if a.peer != nil {
+		a.peer.free(s.handle.Offset)
 		return
 	}
 	a.space.give(s.part)

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,12 +33,14 @@ var (
 )
 
 // DiedError says how a child ended. It wraps ErrWorkerDied and the cause
-// (ErrStalled, ErrProtocol, shm.ErrSeals, ...).
+// (ErrStalled, ErrProtocol, shm.ErrSeals, *GaveUpError, ...).
 type DiedError struct {
-	Stage  string // that was running; empty while starting
-	Exit   string // "signal: killed", "exit status 2"
-	Output string // last of its stdout and stderr
-	Cause  error
+	Stage       string // that was running; empty while starting
+	Exit        string // "signal: killed", "exit status 2"
+	Output      string // last of its stdout and stderr
+	MemoryLimit int64  // Config.MemoryBytes
+	MemoryPeak  int64  // most bytes resident, shared memory included; 0: not known
+	Cause       error
 }
 
 func (e *DiedError) Error() string {
@@ -46,6 +49,9 @@ func (e *DiedError) Error() string {
 		s += fmt.Sprintf("stage %q: ", e.Stage)
 	}
 	s += fmt.Sprintf("%v (%s): %v", ErrWorkerDied, e.Exit, e.Cause)
+	if e.MemoryLimit > 0 {
+		s += fmt.Sprintf("; its memory is limited to %d MiB (MemoryBytes), at most %d MiB were resident", e.MemoryLimit>>20, e.MemoryPeak>>20)
+	}
 	if e.Output != "" {
 		s += "; its output ended:\n" + e.Output
 	}
@@ -54,19 +60,36 @@ func (e *DiedError) Error() string {
 
 func (e *DiedError) Unwrap() []error { return []error{ErrWorkerDied, e.Cause} }
 
+// GaveUpError is the child's word on why it closed the connection: something that
+// the host sent, as the child sees it.
+type GaveUpError struct{ Reason string }
+
+func (e *GaveUpError) Error() string { return "it closed the connection: " + e.Reason }
+
 // StageError is an error that stage code in the child returned. The child lives.
 type StageError struct {
-	Stage   string
-	Message string
-	Unknown bool // no such stage; the error then wraps ErrUnknownStage
+	Stage     string
+	Message   string
+	Traceback string // of the child's language, the last of it; "": none
+	Unknown   bool   // no such stage; the error then wraps ErrUnknownStage
 	// Permanent: the stage's error had a Permanent method that said so: running it
 	// again would fail again.
 	Permanent bool
 }
 
 func (e *StageError) Error() string {
-	return fmt.Sprintf("worker: stage %q: %s", e.Stage, e.Message)
+	s := fmt.Sprintf("worker: stage %q: %s", e.Stage, e.Message)
+	if shown := strings.TrimRight(e.Traceback, "\n"); len(shown) > maxShown {
+		s += "\n..." + tailOf(shown, maxShown)
+	} else if shown != "" {
+		s += "\n" + shown
+	}
+	return s
 }
+
+// maxShown is how much of a traceback an error's text has: the end, where the
+// fault is, has to fit into what orchestrators keep of an error.
+const maxShown = 1400
 
 func (e *StageError) Unwrap() error {
 	if e.Unknown {
@@ -85,6 +108,25 @@ type Config struct {
 	// a batch is an error.
 	Arena *shm.Arena
 
+	// Outputs says how the child may publish batches; default Sealed.
+	Outputs OutputMode
+	// ChildBytes bounds the arenas that the child grants for Shared outputs, all
+	// together; default 64 MiB. A Go child makes one of this size.
+	ChildBytes int64
+	// ModelBytes bounds a model that the child hands over; default 1 GiB.
+	ModelBytes int64
+	// BatchBytes bounds a sealed segment that the child hands over; default 2 GiB.
+	BatchBytes int64
+	// MemoryBytes limits the child's private memory (RLIMIT_DATA: heap, anonymous
+	// maps and what its runtime reserves writable; not shared memory, so neither
+	// arenas nor segments); 0: no limit. A program that needs more fails to
+	// allocate, which ends most.
+	MemoryBytes int64
+
+	// Processes is how many children a Pool may have; default 4, at most 64. A Host
+	// has one.
+	Processes int
+
 	Credit           int           // batches leased to the child at once, per input; default 4, at most 256
 	StartTimeout     time.Duration // default 10 s
 	HeartbeatTimeout time.Duration // silence after which the child is killed; default 10 s
@@ -92,6 +134,28 @@ type Config struct {
 	Backoff          time.Duration // before a restart, doubled per death without a job done between, up to 50 times this; default 100 ms
 	OutputBytes      int           // of stdout and stderr kept for errors; default 16 KiB
 	Logger           *slog.Logger  // child starts and deaths; default none
+}
+
+// OutputMode says how a child may publish batches.
+type OutputMode string
+
+const (
+	// Sealed outputs each come in a memfd of their own, which nobody can change any
+	// more before it is validated.
+	Sealed OutputMode = "sealed"
+	// Shared outputs may also lie in an arena of the child's, which uses memory again
+	// while it is warm. The child keeps its writable map of it: it can alter a batch,
+	// by mistake or on purpose, after this process has validated it. For children
+	// that are trusted as this process is.
+	Shared OutputMode = "shared"
+)
+
+// grantable is how many bytes of arenas the child may grant.
+func (c *Config) grantable() int64 {
+	if c.Outputs == Shared {
+		return c.ChildBytes
+	}
+	return 0
 }
 
 func (c *Config) fill() error {
@@ -104,6 +168,12 @@ func (c *Config) fill() error {
 	}
 	if c.Env == nil {
 		c.Env = []string{"PATH", "HOME", "TMPDIR", "TZ", "LANG"}
+	}
+	if c.Processes == 0 {
+		c.Processes = 4
+	}
+	if c.Processes < 1 || c.Processes > 64 {
+		return fmt.Errorf("worker: %d processes: want 1 to 64", c.Processes)
 	}
 	if c.Credit == 0 {
 		c.Credit = 4
@@ -119,6 +189,24 @@ func (c *Config) fill() error {
 		}
 		if *d < time.Millisecond {
 			return fmt.Errorf("worker: duration %v: want at least 1 ms", *d)
+		}
+	}
+	if c.Outputs == "" {
+		c.Outputs = Sealed
+	}
+	if c.Outputs != Sealed && c.Outputs != Shared {
+		return fmt.Errorf("worker: outputs %q: want %q or %q", c.Outputs, Sealed, Shared)
+	}
+	for _, n := range []struct {
+		value *int64
+		unset int64
+		name  string
+	}{{&c.ChildBytes, 64 << 20, "ChildBytes"}, {&c.ModelBytes, 1 << 30, "ModelBytes"}, {&c.BatchBytes, 2 << 30, "BatchBytes"}, {&c.MemoryBytes, 0, "MemoryBytes"}} {
+		if *n.value < 0 {
+			return fmt.Errorf("worker: %s of %d: want a size of at least 0", n.name, *n.value)
+		}
+		if *n.value == 0 {
+			*n.value = n.unset
 		}
 	}
 	if c.OutputBytes == 0 {
@@ -141,6 +229,9 @@ type Job struct {
 	OnProgress func(Progress) error
 	OnLog      func(Log)
 	OnMetrics  func(map[string]float64) error
+	// OnModel registers a model and says under which name and version. nil: the
+	// stage's attempt to hand one over ends the job.
+	OnModel func(ctx context.Context, m *Model) (SavedModel, error)
 	// OnCopied is told at the end how many body bytes this job's hand-overs copied,
 	// see Stats.CopiedBytes.
 	OnCopied func(bytes uint64)
@@ -164,19 +255,44 @@ type InputBatch struct {
 	Batch    arrow.RecordBatch
 }
 
-// Output is a batch from the child: a sealed segment, adopted, its framing and
-// every value validated. Nobody can change it any more.
+// Output is a batch from the child, its framing and every value validated. It is
+// a sealed segment of its own, adopted, that nobody can change any more, or, with
+// Config.Outputs Shared, a slot of an arena that the child may still write to
+// (Arena.Shared).
 type Output struct {
 	Sequence uint64
 	Batch    arrow.RecordBatch // valid until OnBatch returns unless retained
-	Arena    *shm.Arena        // its only slot is Handle
+	Arena    *shm.Arena
 	Handle   shm.Handle
 	kept     bool
 }
 
-// Keep passes the segment to the caller, who makes it known (shm.Host.Add) and
-// later drops Handle. Without Keep the segment ends with Batch.
+// Keep passes the slot to the caller, who makes the arena known (shm.Host.Add)
+// and later drops Handle, which may be after the child's end. Without Keep the
+// slot ends with Batch.
 func (o *Output) Keep() { o.kept = true }
+
+// ModelDraft describes a model that a stage hands over. Zero values take the
+// defaults.
+type ModelDraft struct {
+	Format    string             `json:"format,omitempty"` // default "safetensors"
+	Kind      string             `json:"kind,omitempty"`   // which predictor can serve it; default "external"
+	Metrics   map[string]float64 `json:"metrics,omitempty"`
+	Precision string             `json:"precision,omitempty"` // "fp16", "int8"
+	Metadata  map[string]string  `json:"metadata,omitempty"`
+}
+
+// Model is a model that the child hands over, in memory that nobody can change.
+type Model struct {
+	ModelDraft
+	Artifact []byte // valid until OnModel returns
+}
+
+// SavedModel says what became of it.
+type SavedModel struct {
+	Model   string `json:"model"`
+	Version string `json:"version"`
+}
 
 // Progress is what a stage reports of its progress.
 type Progress struct {
@@ -208,7 +324,9 @@ type Stats struct {
 	InBytes    uint64 `json:"in_bytes"`
 	OutBatches uint64 `json:"out_batches"` // adopted from it
 	OutBytes   uint64 `json:"out_bytes"`
-	Reclaimed  uint64 `json:"reclaimed"` // leases that the child did not release itself
+	OutShared  uint64 `json:"out_shared"` // of OutBatches, in the child's own arenas
+	Models     uint64 `json:"models"`     // handed over
+	Reclaimed  uint64 `json:"reclaimed"`  // leases that the child did not release itself
 
 	// WrittenBytes were built outside shared memory and put there by their
 	// producer, on either side: one copy each, before the hand-over.
@@ -219,10 +337,26 @@ type Stats struct {
 	CopiedBytes uint64 `json:"copied_bytes"`
 }
 
+func (s *Stats) add(o Stats) {
+	s.Jobs += o.Jobs
+	s.Started += o.Started
+	s.Died += o.Died
+	s.Leases += o.Leases
+	s.InBatches += o.InBatches
+	s.InBytes += o.InBytes
+	s.OutBatches += o.OutBatches
+	s.OutBytes += o.OutBytes
+	s.OutShared += o.OutShared
+	s.Models += o.Models
+	s.Reclaimed += o.Reclaimed
+	s.WrittenBytes += o.WrittenBytes
+	s.CopiedBytes += o.CopiedBytes
+}
+
 type counters struct {
-	jobs, started, died, inBatches, inBytes, outBatches, outBytes, reclaimed, childWritten, copied atomic.Uint64
-	leases                                                                                         atomic.Int64
-	placed                                                                                         arrowio.Copies
+	jobs, started, died, inBatches, inBytes, outBatches, outBytes, outShared, models, reclaimed, childWritten, copied atomic.Uint64
+	leases                                                                                                            atomic.Int64
+	placed                                                                                                            arrowio.Copies
 }
 
 // Host keeps one child and gives it one job at a time. Safe for concurrent use.
@@ -249,7 +383,7 @@ func Start(ctx context.Context, cfg Config) (*Host, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, busy: make(chan struct{}, 1)}
+	h := newHost(cfg)
 	for attempt := 1; ; attempt++ {
 		_, err := h.ready(ctx)
 		if err == nil {
@@ -260,6 +394,8 @@ func Start(ctx context.Context, cfg Config) (*Host, error) {
 		}
 	}
 }
+
+func newHost(cfg Config) *Host { return &Host{cfg: cfg, busy: make(chan struct{}, 1)} }
 
 // PID is the child's process id, 0 if there is none now.
 func (h *Host) PID() int {
@@ -276,7 +412,7 @@ func (h *Host) Stats() Stats {
 	c := &h.count
 	return Stats{
 		Jobs: c.jobs.Load(), Started: c.started.Load(), Died: c.died.Load(), Leases: c.leases.Load(),
-		InBatches: c.inBatches.Load(), InBytes: c.inBytes.Load(), OutBatches: c.outBatches.Load(), OutBytes: c.outBytes.Load(),
+		InBatches: c.inBatches.Load(), InBytes: c.inBytes.Load(), OutBatches: c.outBatches.Load(), OutBytes: c.outBytes.Load(), OutShared: c.outShared.Load(), Models: c.models.Load(),
 		Reclaimed: c.reclaimed.Load(), WrittenBytes: c.childWritten.Load() + uint64(c.placed.Bytes()), CopiedBytes: c.copied.Load(),
 	}
 }

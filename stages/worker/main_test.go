@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 		rawChild(mode)
 		os.Exit(0)
 	}
+	maps.Copy(stages, further())
 	worker.RunIfChild(stages)
 	if os.Getenv("WORKER_TEST_PARENT") != "" {
 		parent()

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,8 +38,9 @@ type process struct {
 	reapMu  sync.Mutex
 	reaped  bool
 
-	granted map[string]bool // arenas that the child knows; used by one job at a time
+	granted map[string]bool // arenas that the child knows
 	grantMu sync.Mutex
+	peers   *peers
 }
 
 // startProcess starts the child and waits for it to be ready, or for
@@ -58,7 +60,7 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 	p := &process{
 		cfg: cfg, conn: c, output: &tail{limit: cfg.OutputBytes},
 		in: make(chan handoff.Packet), taken: make(chan struct{}), exited: make(chan struct{}), dead: make(chan struct{}),
-		granted: map[string]bool{},
+		granted: map[string]bool{}, peers: newPeers(cfg.grantable()),
 	}
 	// No context: the child outlives the call that starts it, and ends by kill or
 	// stop.
@@ -87,14 +89,36 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		return nil, fmt.Errorf("worker: start %s: %w", cfg.Command[0], err)
 	}
 	_ = theirs.Close() // so that the socket ends when the child does
-	if err := p.handshake(ctx); err != nil {
+	err = p.limit()
+	if err == nil {
+		err = p.handshake(ctx)
+	}
+	if err != nil {
 		p.kill(err)
 		<-p.exited
 		return nil, p.died("", fmt.Errorf("start: %w", err))
 	}
 	go p.read()
 	go p.beat()
+	go p.tell()
 	return p, nil
+}
+
+// limit bounds the child's private memory. The child does nothing before it is
+// told hello, so what it has by now is its program.
+func (p *process) limit() error {
+	if p.cfg.MemoryBytes == 0 {
+		return nil
+	}
+	most := unix.Rlimit{Cur: uint64(p.cfg.MemoryBytes), Max: uint64(p.cfg.MemoryBytes)}
+	err := unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_DATA, &most, nil)
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return errEnded
+	case err != nil:
+		return fmt.Errorf("limit its memory to %d bytes: %w", p.cfg.MemoryBytes, err)
+	}
+	return nil
 }
 
 func environment(cfg *Config) []string {
@@ -122,24 +146,78 @@ func (p *process) handshake(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { p.conn.SetReceiveDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := p.conn.Send(kindHello, 0, hello{uint32(p.cfg.HeartbeatTimeout.Milliseconds())}.encode()); errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+	note := hello{
+		heartbeatMillis: uint32(p.cfg.HeartbeatTimeout.Milliseconds()), arenaBytes: uint64(p.cfg.grantable()), modelBytes: uint64(p.cfg.ModelBytes),
+	}
+	if note.arenaBytes > 0 {
+		note.flags = flagShared
+	}
+	if err := p.conn.Send(kindHello, 0, note.encode()); hungUp(err) {
 		return errEnded
 	} else if err != nil {
 		return err
 	}
 	pkt, err := p.conn.Receive()
+	if err == nil {
+		err = checkJob(pkt)
+	}
 	switch {
 	case ctx.Err() != nil:
+		pkt.CloseFDs()
 		return context.Cause(ctx)
-	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+	case errors.Is(err, io.EOF), hungUp(err):
 		return errEnded
 	case err != nil:
 		return err
+	case pkt.Kind == kindGaveUp:
+		return gaveUp(pkt)
 	case pkt.Kind != kindReady:
 		pkt.CloseFDs()
-		return handoff.Violation("message of kind %d, want ready", pkt.Kind)
+		return p.sayWhy(handoff.Violation("message of kind %d, want ready", pkt.Kind))
 	}
-	_, err = decodeHello(pkt.Payload)
+	_, err = decodeReady(pkt.Payload)
+	return p.sayWhy(err)
+}
+
+// gaveUp reads the child's own word on why it closes the connection.
+func gaveUp(pkt handoff.Packet) error {
+	reason, err := decodeReason(pkt.Payload)
+	if err != nil {
+		return err
+	}
+	return &GaveUpError{Reason: reason}
+}
+
+func hungUp(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
+
+// errLost means: the child has closed its end. What it said before is still being
+// read, and will be the reason.
+var errLost = errors.New("the child has closed its socket")
+
+// lostWait is how long the reader has to find out why.
+const lostWait = time.Second
+
+// send sends a message. On an error the child is dead, or will be soon.
+func (p *process) send(k handoff.Kind, job uint32, payload []byte, fds ...int) error {
+	err := p.conn.Send(k, job, payload, fds...)
+	switch {
+	case err == nil:
+		return nil
+	case hungUp(err):
+		time.AfterFunc(lostWait, func() { p.kill(errLost) })
+		return errLost
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = fmt.Errorf("%w: it read nothing for %v: %w", ErrStalled, p.conn.SendTimeout, err)
+	}
+	p.kill(err)
+	return err
+}
+
+// sayWhy tells the child of a violation before the connection ends, if it reads.
+func (p *process) sayWhy(err error) error {
+	if errors.Is(err, ErrProtocol) {
+		_ = p.conn.SendNow(kindRefused, 0, []byte(clipped(err.Error(), maxReason))) // it may be gone
+	}
 	return err
 }
 
@@ -157,14 +235,27 @@ func (p *process) read() {
 			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
 			return
 		case errors.Is(err, io.EOF):
-			p.kill(errors.New("it closed its socket"))
-			return
-		case err != nil:
-			p.kill(err)
+			p.kill(p.lastWords())
 			return
 		}
-		if pkt.Kind == kindPong {
-			continue
+		if err == nil {
+			err = checkJob(pkt)
+		}
+		if err == nil {
+			switch pkt.Kind {
+			case kindPong:
+				continue
+			case kindGaveUp:
+				err = gaveUp(pkt)
+			case kindGrant: // also while no job runs
+				if err = p.peers.add(pkt); err == nil {
+					continue
+				}
+			}
+		}
+		if err != nil {
+			p.kill(p.sayWhy(err))
+			return
 		}
 		select {
 		case p.in <- pkt:
@@ -180,6 +271,26 @@ func (p *process) read() {
 	}
 }
 
+// lastWords reads what is left on a socket whose other end is closed: the reason,
+// if the child gave one. A reset, which hides it once, is not repeated.
+func (p *process) lastWords() error {
+	p.conn.SetReceiveDeadline(time.Now().Add(lostWait))
+	for range maxLastWords {
+		pkt, err := p.conn.Receive()
+		if err != nil {
+			break
+		}
+		pkt.CloseFDs()
+		if pkt.Kind == kindGaveUp {
+			return gaveUp(pkt)
+		}
+	}
+	return errLost
+}
+
+// maxLastWords is more messages than a socket's buffer holds of most kinds.
+const maxLastWords = 1024
+
 // beat asks for a sign of life while one is waited for; whatever the child sends
 // is one. A stopped child is killed after three questions, a child that a slow
 // job keeps waiting is asked none, so its socket never fills with them.
@@ -192,8 +303,7 @@ func (p *process) beat() {
 			if !p.reading.Load() {
 				continue
 			}
-			if err := p.conn.Send(kindPing, 0, encodeU64(n)); err != nil {
-				p.kill(err)
+			if p.send(kindPing, 0, encodeU64(n)) != nil {
 				return
 			}
 		case <-p.dead:
@@ -213,6 +323,7 @@ func (p *process) kill(why error) {
 		p.reapMu.Unlock()
 		p.conn.Close()
 		close(p.dead)
+		p.peers.retire()
 	})
 }
 
@@ -266,6 +377,10 @@ func (p *process) died(stage string, cause error) error {
 	e := &DiedError{Stage: stage, Cause: cause, Output: p.output.String()}
 	if p.state != nil {
 		e.Exit = p.state.String()
+		e.MemoryLimit = p.cfg.MemoryBytes
+		if u, ok := p.state.SysUsage().(*syscall.Rusage); ok {
+			e.MemoryPeak = u.Maxrss << 10
+		}
 	}
 	return e
 }

@@ -97,7 +97,7 @@ const allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 func rawChild(mode string) {
 	ready := binary.LittleEndian.AppendUint32(nil, 0x574B5453)
-	version := uint32(1)
+	version := uint32(2)
 	switch mode {
 	case "sleep": // neither ready nor gone
 		<-time.After(time.Minute)

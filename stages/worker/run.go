@@ -4,14 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -30,7 +30,9 @@ type run struct {
 	over   bool
 	credit []chan struct{} // per input: one element per lease
 
-	copied  uint64 // only the serving goroutine counts
+	copied  uint64   // only the serving goroutine counts, as logs
+	logs    uint64   // records
+	tokens  []uint64 // of the release just received
 	feeders sync.WaitGroup
 	abort   context.CancelCauseFunc
 	feeding []atomic.Bool // per input
@@ -49,7 +51,12 @@ func (r *run) do(ctx context.Context) error {
 		names[i] = in.Name
 		r.credit = append(r.credit, make(chan struct{}, r.host.cfg.Credit))
 	}
-	note, err := json.Marshal(taskNote{Stage: r.job.Stage, Params: r.job.Params, Inputs: names, Credit: r.host.cfg.Credit})
+	task := taskNote{Stage: r.job.Stage, Params: r.job.Params, Inputs: names, Credit: r.host.cfg.Credit, Outputs: r.host.cfg.Outputs}
+	if at, ok := ctx.Deadline(); ok {
+		ms := max(0, time.Until(at).Milliseconds())
+		task.Deadline = &ms
+	}
+	note, err := json.Marshal(task)
 	if err != nil {
 		return fmt.Errorf("worker: stage %q: parameters: %w", r.job.Stage, err)
 	}
@@ -59,12 +66,13 @@ func (r *run) do(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.abort = cancel
-	if err := r.p.conn.Send(kindTask, r.id, note); err != nil {
-		r.p.kill(err)
-	}
+	_ = r.p.send(kindTask, r.id, note) // serve learns of the child's end
 	err = r.serve(ctx)
 	cancel(errJobOver)
 	r.feeders.Wait()
+	if r.logs > maxLogs && r.job.OnLog != nil {
+		r.job.OnLog(Log{Level: slog.LevelWarn, Message: fmt.Sprintf("%d further log records of this job were dropped: at most %d are kept", r.logs-maxLogs, maxLogs)})
+	}
 	r.host.count.copied.Add(r.copied)
 	if r.job.OnCopied != nil {
 		r.job.OnCopied(r.copied)
@@ -72,6 +80,9 @@ func (r *run) do(ctx context.Context) error {
 	r.reclaim()
 	return err
 }
+
+// maxLogs bounds the log records of one job.
+const maxLogs = 10_000
 
 var errJobOver = errors.New("job over")
 
@@ -88,9 +99,7 @@ func (r *run) serve(ctx context.Context) error {
 		}
 		cause, done = err, nil
 		grace = time.After(r.host.cfg.CancelGrace)
-		if err := r.p.conn.Send(kindCancel, r.id, []byte(clipped(err.Error(), 1024))); err != nil {
-			r.p.kill(err)
-		}
+		_ = r.p.send(kindCancel, r.id, []byte(clipped(err.Error(), maxReason))) // the loop learns of the child's end
 	}
 	ended := func(err error) error {
 		if cause != nil {
@@ -112,7 +121,7 @@ func (r *run) serve(ctx context.Context) error {
 		case pkt := <-r.p.in:
 			over, err := r.handle(ctx, pkt, cause != nil)
 			if errors.Is(err, ErrProtocol) || errors.Is(err, shm.ErrSeals) {
-				r.p.kill(err)
+				r.p.kill(r.p.sayWhy(err))
 				return r.p.died(r.job.Stage, err)
 			}
 			select {
@@ -122,7 +131,7 @@ func (r *run) serve(ctx context.Context) error {
 			switch {
 			case over:
 				return ended(err)
-			case err != nil && !r.p.isDead():
+			case err != nil && !errors.Is(err, errLost) && !r.p.isDead():
 				stop(err)
 			}
 		}
@@ -144,13 +153,17 @@ func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (o
 	case kindOpen:
 		return false, r.open(ctx, pkt.Payload)
 	case kindRelease:
-		tokens, err := decodeTokens(pkt.Payload)
-		if err != nil {
+		var err error
+		if r.tokens, err = decodeTokens(r.tokens[:0], pkt.Payload); err != nil {
 			return false, err
 		}
-		return false, r.release(tokens)
+		return false, r.release(r.tokens)
 	case kindOutput:
 		return false, r.output(ctx, pkt, cancelled)
+	case kindPublish:
+		return false, r.publish(ctx, pkt, cancelled)
+	case kindModel:
+		return false, r.model(ctx, pkt, cancelled)
 	case kindProgress:
 		var p Progress
 		if err := decodeJSON(pkt.Payload, &p); err != nil || r.job.OnProgress == nil || cancelled {
@@ -162,7 +175,9 @@ func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (o
 		if err := decodeJSON(pkt.Payload, &l); err != nil || r.job.OnLog == nil {
 			return false, err
 		}
-		r.job.OnLog(l)
+		if r.logs++; r.logs <= maxLogs {
+			r.job.OnLog(l)
+		}
 		return false, nil
 	case kindMetrics:
 		var m map[string]float64
@@ -182,7 +197,9 @@ func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (o
 		}
 		r.host.count.childWritten.Add(f.Written)
 		r.copied += f.Copied
-		return true, &StageError{Stage: r.job.Stage, Message: f.Message, Unknown: f.Unknown, Permanent: f.Permanent}
+		return true, &StageError{
+			Stage: r.job.Stage, Message: clipped(f.Message, maxText), Traceback: tailOf(f.Traceback, maxTraceback), Unknown: f.Unknown, Permanent: f.Permanent,
+		}
 	default:
 		return false, handoff.Violation("message of kind %d from the child", pkt.Kind)
 	}
@@ -204,7 +221,7 @@ func (r *run) open(ctx context.Context, payload []byte) error {
 	r.feeders.Go(func() {
 		// Where the child is gone, that is what ended the job, not what a message to it
 		// then failed with.
-		if err := r.feed(ctx, i, note.from, note.to); err != nil && ctx.Err() == nil && !r.p.isDead() {
+		if err := r.feed(ctx, i, note.from, note.to); err != nil && ctx.Err() == nil && !errors.Is(err, errLost) && !r.p.isDead() {
 			r.abort(err)
 		}
 	})
@@ -236,7 +253,7 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 		return err
 	}
 	r.feeding[input].Store(false) // the child may ask again once it has read the end
-	return r.sent(r.p.conn.Send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input))))
+	return r.p.send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input)))
 }
 
 // place makes sure that a batch is in shared memory.
@@ -274,7 +291,8 @@ func (r *run) lease(input int, sequence uint64, lease *shm.Lease) error {
 		return err
 	}
 	token := newToken()
-	payload, err := batchLease{input: uint16(input), sequence: sequence, token: token, handle: lease.Handle()}.encode()
+	var room [batchBytes]byte
+	payload, err := batchLease{input: uint16(input), sequence: sequence, token: token, handle: lease.Handle()}.append(room[:0])
 	if err != nil {
 		lease.Release()
 		return err
@@ -295,14 +313,7 @@ func (r *run) lease(input int, sequence uint64, lease *shm.Lease) error {
 	}
 	r.host.count.inBatches.Add(1)
 	r.host.count.inBytes.Add(uint64(body))
-	return r.sent(r.p.conn.Send(kindBatch, r.id, payload))
-}
-
-func (r *run) sent(err error) error {
-	if err != nil {
-		r.p.kill(err)
-	}
-	return err
+	return r.p.send(kindBatch, r.id, payload)
 }
 
 // release takes back leases that the child names. Unknown tokens, and so double
@@ -359,53 +370,6 @@ func (r *run) reclaim() {
 	}
 }
 
-// output adopts what the child published, validates it and hands it on.
-func (r *run) output(ctx context.Context, pkt handoff.Packet, cancelled bool) error {
-	fd := pkt.FDs[0]
-	note, err := decodeOutputNote(pkt.Payload)
-	if err != nil {
-		_ = unix.Close(fd)
-		return err
-	}
-	arena, handle, err := shm.Adopt(fd, note.size, note.length)
-	if err != nil {
-		_ = unix.Close(fd)
-		if !errors.Is(err, shm.ErrSeals) {
-			return err // this process could not map it: not the child's fault
-		}
-		return fmt.Errorf("%w: output %d: %w", ErrProtocol, note.sequence, err)
-	}
-	out := &Output{Sequence: note.sequence, Arena: arena, Handle: handle}
-	defer func() {
-		if !out.kept {
-			// It was published above and nobody else could drop it.
-			_ = arena.Drop(handle)
-		}
-	}()
-	lease, err := arena.Lease(handle, "worker-output")
-	if err != nil {
-		return err
-	}
-	frame := lease.Bytes()
-	if out.Batch, err = lease.Batch(); err != nil {
-		return fmt.Errorf("%w: output %d: %w", ErrProtocol, note.sequence, err)
-	}
-	defer out.Batch.Release()
-	body, err := arrowio.FrameBodyBytes(frame)
-	if err != nil {
-		return fmt.Errorf("%w: output %d: %w", ErrProtocol, note.sequence, err)
-	}
-	r.host.count.outBatches.Add(1)
-	r.host.count.outBytes.Add(uint64(body))
-	r.copied += uint64(arrowio.BytesOutside(out.Batch, frame))
-	if r.job.OnBatch != nil && !cancelled {
-		if err := r.job.OnBatch(ctx, out); err != nil {
-			return fmt.Errorf("take output %d: %w", note.sequence, err)
-		}
-	}
-	return r.sent(r.p.conn.Send(kindAck, r.id, encodeU64(note.sequence)))
-}
-
 // grant makes an arena known to the child.
 func (p *process) grant(a *shm.Arena) error {
 	p.grantMu.Lock()
@@ -418,31 +382,45 @@ func (p *process) grant(a *shm.Arena) error {
 		return err
 	}
 	err = a.WithFD(func(fd int) error {
-		err := p.conn.Send(kindArena, 0, handoff.ArenaGrant{ID: id, Size: a.Size()}.Encode(), fd)
-		if err != nil {
-			p.kill(err)
-		}
-		return err
+		return p.send(kindArena, 0, handoff.ArenaGrant{ID: id, Size: a.Size()}.Encode(), fd)
 	})
 	if err != nil {
 		return err
 	}
 	p.granted[a.ID()] = true
+	if a.Shared() { // it ends with the child that granted it, not with this process
+		a.OnEnd(func() { p.peers.ended(id) })
+	}
 	return nil
 }
 
 func (p *process) revoke(a *shm.Arena, unused func() bool) {
-	p.grantMu.Lock()
-	defer p.grantMu.Unlock()
-	if !unused() {
+	id, err := handoff.ArenaID(a.ID())
+	if err != nil {
 		return
 	}
-	if id, err := handoff.ArenaID(a.ID()); err == nil && p.granted[a.ID()] {
-		delete(p.granted, a.ID())
-		if err := p.conn.Send(kindForget, 0, id[:]); err != nil {
-			p.kill(err)
-		}
+	p.grantMu.Lock()
+	defer p.grantMu.Unlock()
+	if unused() {
+		_ = p.forget(id) // the job learns of the child's end
 	}
+}
+
+// withdraw has the child unmap an arena that has ended.
+func (p *process) withdraw(id [16]byte) error {
+	p.grantMu.Lock()
+	defer p.grantMu.Unlock()
+	return p.forget(id)
+}
+
+// forget has the child unmap an arena if it knows it. Callers hold grantMu.
+func (p *process) forget(id [16]byte) error {
+	name := hex.EncodeToString(id[:])
+	if !p.granted[name] {
+		return nil
+	}
+	delete(p.granted, name)
+	return p.send(kindForget, 0, id[:])
 }
 
 func newToken() uint64 {
@@ -450,5 +428,3 @@ func newToken() uint64 {
 	rand.Read(b[:]) // never fails since Go 1.24
 	return binary.LittleEndian.Uint64(b[:])
 }
-
-func clipped(s string, most int) string { return s[:min(len(s), most)] }

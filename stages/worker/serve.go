@@ -3,13 +3,13 @@ package worker
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,13 +63,25 @@ func Serve(ctx context.Context, stages map[string]Func) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
+	var refused *refusedError
+	if err != nil && !errors.As(err, &refused) {
+		_ = c.SendNow(kindGaveUp, 0, []byte(clipped(err.Error(), maxReason))) // the host may be gone
+	}
 	return err
 }
+
+// refusedError is the host's word on why it closes the connection.
+type refusedError struct{ reason string }
+
+func (e *refusedError) Error() string { return "worker: the host closed the connection: " + e.reason }
 
 // server is the child's side of the connection.
 type server struct {
 	conn   *handoff.Conn
 	stages map[string]Func
+
+	own        outputArena
+	modelBytes int64 // most that a model may have
 
 	mu    sync.Mutex
 	views map[string]*shm.View
@@ -88,10 +100,18 @@ func (s *server) loop(ctx context.Context) error {
 		pkt.CloseFDs()
 		return handoff.Violation("message of kind %d, want hello", pkt.Kind)
 	}
-	if _, err := decodeHello(pkt.Payload); err != nil {
+	if err := checkJob(pkt); err != nil {
 		return err
 	}
-	if err := s.conn.Send(kindReady, 0, hello{uint32(os.Getpid())}.encode()); err != nil {
+	m, err := decodeHello(pkt.Payload)
+	if err != nil {
+		return err
+	}
+	s.modelBytes = int64(m.modelBytes)
+	if m.flags&flagShared != 0 {
+		s.own.limit = int64(m.arenaBytes)
+	}
+	if err := s.conn.Send(kindReady, 0, readyNote{uint32(os.Getpid())}.encode()); err != nil {
 		return err
 	}
 	for {
@@ -108,6 +128,9 @@ func (s *server) loop(ctx context.Context) error {
 }
 
 func (s *server) handle(ctx context.Context, pkt handoff.Packet) error {
+	if err := checkJob(pkt); err != nil {
+		return err
+	}
 	switch pkt.Kind {
 	case kindPing:
 		return s.conn.Send(kindPong, 0, pkt.Payload)
@@ -127,6 +150,18 @@ func (s *server) handle(ctx context.Context, pkt handoff.Packet) error {
 			delete(s.views, id)
 		}
 		return nil
+	case kindReturned:
+		tokens, err := decodeTokens(nil, pkt.Payload)
+		if err != nil {
+			return err
+		}
+		return s.own.returned(tokens)
+	case kindRefused:
+		reason, err := decodeReason(pkt.Payload)
+		if err != nil {
+			return err
+		}
+		return &refusedError{reason}
 	case kindTask:
 		return s.start(ctx, pkt)
 	default: // of a job
@@ -157,8 +192,18 @@ func (s *server) handle(ctx context.Context, pkt handoff.Packet) error {
 		default:
 			return handoff.Violation("acknowledgement of no output")
 		}
+	case kindSaved:
+		var m SavedModel
+		if err := decodeJSON(pkt.Payload, &m); err != nil {
+			return err
+		}
+		return t.savedModel(m)
 	case kindCancel:
-		t.cancel(fmt.Errorf("cancelled by the host: %s", pkt.Payload))
+		reason, err := decodeReason(pkt.Payload)
+		if err != nil {
+			return err
+		}
+		t.cancel(fmt.Errorf("cancelled by the host: %s", reason))
 		return nil
 	default:
 		return handoff.Violation("message of kind %d from the host", pkt.Kind)
@@ -207,6 +252,9 @@ func (s *server) start(ctx context.Context, pkt handoff.Packet) error {
 		return handoff.Violation("job %d while job %d runs", pkt.Job, s.task.job)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	if note.Deadline != nil {
+		ctx = deadline{ctx, time.Now().Add(time.Duration(min(*note.Deadline, maxDeadlineMillis)) * time.Millisecond)}
+	}
 	t := newTask(s, pkt.Job, note, cancel)
 	s.task = t
 	s.wait.Go(func() {
@@ -221,16 +269,36 @@ func (s *server) start(ctx context.Context, pkt handoff.Packet) error {
 	return nil
 }
 
+// deadline tells of the time at which the host will cancel a job. The host's clock
+// decides, so that both sides say the same of how the job ended.
+type deadline struct {
+	context.Context
+	at time.Time
+}
+
+func (d deadline) Deadline() (time.Time, bool) { return d.at, true }
+
+// maxDeadlineMillis is 100 years: what is further away does not fit a Duration.
+const maxDeadlineMillis = 100 * 366 * 24 * 3600 * 1000
+
 // call turns a panic of stage code into an error: the stack is what its author
 // needs, and the worker can go on.
 func call(ctx context.Context, f Func, t *ChildTask) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			err = &panicError{p, debug.Stack()}
 		}
 	}()
 	return f(ctx, t)
 }
+
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string     { return fmt.Sprintf("panic: %v", e.value) }
+func (e *panicError) Traceback() string { return string(e.stack) }
 
 // finish reports the job's end. Releases that wait go first, so that the host
 // sees what the stage kept.
@@ -246,10 +314,13 @@ func (s *server) finish(t *ChildTask, err error, unknown bool) {
 	} else {
 		var p interface{ Permanent() bool }
 		permanent := errors.As(err, &p) && p.Permanent()
+		failed := failedNote{Message: err.Error(), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied}
+		var traced interface{ Traceback() string }
+		if errors.As(err, &traced) {
+			failed.Traceback = traced.Traceback()
+		}
 		var b []byte
-		b, err = json.Marshal(failedNote{
-			Message: clipped(err.Error(), maxText), Unknown: unknown, Permanent: permanent, Written: note.written, Copied: note.copied,
-		})
+		b, err = failed.encode()
 		if err == nil {
 			err = s.conn.Send(kindFailed, t.job, b)
 		}
@@ -271,4 +342,5 @@ func (s *server) end() {
 	for _, v := range s.views {
 		v.Close()
 	}
+	s.own.close()
 }

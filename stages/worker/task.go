@@ -30,12 +30,15 @@ type ChildTask struct {
 	credit  int
 	names   []string
 	window  chan struct{} // outputs not acknowledged
+	shared  bool          // the host would have outputs in the shared arena
+	saving  chan struct{} // held while a model is handed over
 	written arrowio.Copies
 	copied  atomic.Uint64
 
 	mu       sync.Mutex
 	released []uint64
 	over     bool
+	saved    chan SavedModel   // answer to the model that has none yet; nil: there is no such
 	inputs   []chan batchLease // of the open ones; nil: not open
 	stale    []bool            // left by a loop that ended early
 }
@@ -43,7 +46,8 @@ type ChildTask struct {
 func newTask(s *server, job uint32, n taskNote, cancel context.CancelCauseFunc) *ChildTask {
 	t := &ChildTask{
 		Stage: n.Stage, Params: n.Params, server: s, job: job, cancel: cancel, credit: n.Credit, names: n.Inputs,
-		window: make(chan struct{}, outputWindow), inputs: make([]chan batchLease, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
+		window: make(chan struct{}, outputWindow), shared: n.Outputs == Shared, saving: make(chan struct{}, 1),
+		inputs: make([]chan batchLease, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
 	}
 	return t
 }
@@ -175,8 +179,8 @@ func (t *ChildTask) flush() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.released) > 0 && !t.over {
-		n := min(len(t.released), maxReleases)
-		if err := t.server.conn.Send(kindRelease, t.job, encodeTokens(t.released[:n])); err != nil {
+		n := min(len(t.released), maxTokens)
+		if err := t.server.conn.Send(kindRelease, t.job, appendTokens(nil, t.released[:n])); err != nil {
 			t.cancel(err)
 			return
 		}
@@ -223,35 +227,107 @@ func (t *ChildTask) ended(input int) error {
 }
 
 // Write publishes a batch: its body is copied once, into a memfd that is then
-// sealed and passed to the host. It waits while too many outputs are not yet
-// taken. The batch stays the caller's.
+// sealed and passed to the host or, where the host allows shared outputs and there
+// is room, into this process's arena, whose memory is used again. It waits while
+// too many outputs are not yet taken. The batch stays the caller's.
 func (t *ChildTask) Write(ctx context.Context, sequence uint64, batch arrow.RecordBatch) error {
 	select {
 	case t.window <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("worker: write batch %d: %w", sequence, context.Cause(ctx))
 	}
+	sent, err := t.write(ctx, sequence, batch)
+	if !sent {
+		<-t.window
+	}
+	return err
+}
+
+func (t *ChildTask) write(ctx context.Context, sequence uint64, batch arrow.RecordBatch) (sent bool, err error) {
 	frame, err := arrowio.Prepare(batch)
 	if err != nil {
-		<-t.window
-		return err
+		return false, err
+	}
+	if t.shared {
+		if sent, err := t.writeShared(ctx, sequence, frame); sent || err != nil {
+			return sent, err
+		}
 	}
 	seg, err := shm.NewSegment(frame.Size())
 	if err != nil {
-		<-t.window
-		return err
+		return false, err
 	}
 	defer seg.Close()
 	if _, err := frame.EncodeTo(seg.Bytes(), &t.written); err != nil {
-		<-t.window
-		return err
+		return false, err
 	}
 	fd, err := seg.Seal()
 	if err != nil {
-		<-t.window
-		return err
+		return false, err
 	}
-	return t.send(kindOutput, outputNote{sequence, seg.Size(), frame.Size()}.encode(), fd)
+	return true, t.send(kindOutput, outputNote{sequence, seg.Size(), frame.Size()}.encode(), fd)
+}
+
+// SaveModel hands a model over to the host, which registers it, and waits for the
+// answer; models wait for one another. Where the host refuses it, ctx ends with
+// the reason. The artifact stays the caller's.
+func (t *ChildTask) SaveModel(ctx context.Context, draft ModelDraft, artifact []byte) (SavedModel, error) {
+	fail := func(err error) (SavedModel, error) {
+		return SavedModel{}, fmt.Errorf("worker: save a model of %d bytes: %w", len(artifact), err)
+	}
+	if int64(len(artifact)) > t.server.modelBytes {
+		return fail(fmt.Errorf("%w: the host takes at most %d bytes (its Config.ModelBytes)", ErrModel, t.server.modelBytes))
+	}
+	select {
+	case t.saving <- struct{}{}:
+		defer func() { <-t.saving }()
+	case <-ctx.Done():
+		return fail(context.Cause(ctx))
+	}
+	seg, err := shm.NewSegment(int64(len(artifact)))
+	if err != nil {
+		return fail(err)
+	}
+	defer seg.Close()
+	copy(seg.Bytes(), artifact)
+	fd, err := seg.Seal()
+	if err != nil {
+		return fail(err)
+	}
+	note, err := modelNote{size: seg.Size(), length: int64(len(artifact)), draft: draft}.encode()
+	if err != nil {
+		return fail(err)
+	}
+	saved := make(chan SavedModel, 1)
+	t.mu.Lock()
+	unanswered := t.saved != nil // of a call whose ctx ended
+	if !unanswered {
+		t.saved = saved
+	}
+	t.mu.Unlock()
+	if unanswered {
+		return fail(errors.New("an earlier one is not answered yet"))
+	}
+	if err := t.send(kindModel, note, fd); err != nil {
+		return fail(err)
+	}
+	select {
+	case m := <-saved:
+		return m, nil
+	case <-ctx.Done():
+		return fail(context.Cause(ctx))
+	}
+}
+
+func (t *ChildTask) savedModel(m SavedModel) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.saved == nil {
+		return handoff.Violation("answer to no model")
+	}
+	t.saved <- m
+	t.saved = nil
+	return nil
 }
 
 // Progress reports how far the stage is.
