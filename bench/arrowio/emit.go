@@ -124,10 +124,6 @@ func (m *emitting) measure(ctx context.Context, o order) (took []time.Duration, 
 				case <-ctx.Done():
 					return
 				}
-				if err := asks.idle(ctx); err != nil {
-					yield(worker.InputBatch{}, err)
-					return
-				}
 				more = p.add(time.Since(at)) // of use for the pace alone
 			}
 		}

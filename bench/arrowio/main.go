@@ -56,7 +56,7 @@ func parse(args []string) (settings, error) {
 	fs.IntVar(&s.rounds, "rounds", 7, "rounds; in each one every case is measured once, and the median of the rounds counts")
 	fs.Float64Var(&s.seconds, "seconds", 0.5, "most seconds that one size of one case takes in one round, beyond three hand-overs")
 	fs.StringVar(&sizes, "sizes", "1KiB,64KiB,1MiB,16MiB,256MiB", "bytes of batch, at most 1GiB; 4KiB is added where a case needs it")
-	fs.StringVar(&only, "only", "", "measure the cases whose name contains one of these, separated by commas")
+	fs.StringVar(&only, "only", "", "measure the cases whose name contains one of these, separated by semicolons; =NAME for exactly one")
 	fs.StringVar(&skip, "skip", "", "leave out the cases whose name contains one of these")
 	fs.StringVar(&s.python, "python", "", "interpreter for the Python cases; default ROOT/.bench/venv/bin/python, which task bench:arrowio:setup makes")
 	fs.StringVar(&s.root, "root", "", "the repository; default the directory above this one that has go.work")
@@ -78,10 +78,10 @@ func parse(args []string) (settings, error) {
 		s.sizes = append(s.sizes, n)
 	}
 	if only != "" {
-		s.only = strings.Split(only, ",")
+		s.only = strings.Split(only, ";")
 	}
 	if skip != "" {
-		s.skip = strings.Split(skip, ",")
+		s.skip = strings.Split(skip, ";")
 	}
 	var err error
 	if s.root == "" {
@@ -198,7 +198,7 @@ func wanted(set settings) []benchCase {
 
 func containsAny(s string, parts []string) bool {
 	for _, p := range parts {
-		if p != "" && strings.Contains(s, p) {
+		if p != "" && (strings.Contains(s, p) || "="+s == p) {
 			return true
 		}
 	}

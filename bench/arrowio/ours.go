@@ -24,7 +24,8 @@ import (
 type filling int
 
 const (
-	inPlace filling = iota // built in the arena, not published yet
+	inPlace filling = iota // in the arena since before, not published yet
+	fresh                  // just built in the arena, so not in the consumer's caches; not published yet
 	copied                 // on the Go heap
 	builtIn                // nowhere: the arena is to be reserved and the batch built there
 )
@@ -36,6 +37,9 @@ type source struct {
 	room  int64 // bytes of a build that takes the whole arena
 	vs    [][]float64
 	heap  arrow.RecordBatch
+	frame []byte
+	there bool   // the frame is in the arena's memory
+	sum   uint64 // what touching it gives
 	owner string
 }
 
@@ -51,10 +55,19 @@ func newSource(size int64, fill filling, owner string) (*source, error) {
 	}
 	s := &source{arena: arena, fill: fill, vs: values(size), owner: owner}
 	s.room = arena.Size() - head - 2*shm.Alignment
-	if fill == copied {
-		s.heap, s.vs = build(memory.DefaultAllocator, s.vs), nil
+	plain := build(memory.DefaultAllocator, s.vs)
+	s.sum = touch(plain)
+	switch fill {
+	case copied:
+		s.heap, s.vs = plain, nil
+	case inPlace:
+		s.frame, err = arrowio.Encode(plain, nil)
+		s.vs = nil
+		plain.Release()
+	default:
+		plain.Release()
 	}
-	return s, nil
+	return s, err
 }
 
 func (s *source) close() error {
@@ -78,9 +91,21 @@ func (s *source) idle(ctx context.Context) error {
 // next publishes a batch and returns when the clock started.
 func (s *source) next(ctx context.Context) (shm.Handle, time.Time, error) {
 	begun := time.Now()
-	if s.fill == copied {
+	switch s.fill {
+	case copied:
 		h, err := s.arena.Put(ctx, s.heap, nil)
 		return h, begun, err
+	case inPlace:
+		l, err := s.arena.Loan(ctx, int64(len(s.frame)))
+		if err != nil {
+			return shm.Handle{}, begun, err
+		}
+		if !s.there { // the arena's only slot, so the same memory from now on
+			copy(l.Bytes(), s.frame)
+			s.there = true
+		}
+		begun = time.Now()
+		return l.Publish(), begun, nil
 	}
 	b, err := s.arena.Build(ctx, schema, s.room)
 	if err != nil {
@@ -88,7 +113,7 @@ func (s *source) next(ctx context.Context) (shm.Handle, time.Time, error) {
 	}
 	batch := build(b.Allocator(), s.vs)
 	defer batch.Release()
-	if s.fill == inPlace {
+	if s.fill == fresh {
 		begun = time.Now()
 	}
 	h, moved, err := b.Publish(ctx, batch, nil)
@@ -156,7 +181,7 @@ func (w *working) measure(ctx context.Context, o order) (took []time.Duration, e
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	p := pacer{o: o}
-	var handed, seen float64
+	var handed, seen, sum float64
 	feed := func(ctx context.Context, _, _ uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for more := true; more; handed++ {
@@ -178,10 +203,13 @@ func (w *working) measure(ctx context.Context, o order) (took []time.Duration, e
 	}
 	err = w.host.Do(ctx, worker.Job{
 		Stage: w.stage, Inputs: []worker.Input{{Name: "batches", Batches: feed}},
-		OnMetrics: func(m map[string]float64) error { seen = m["batches"]; return nil },
+		OnMetrics: func(m map[string]float64) error { seen, sum = m["batches"], m["sum"]; return nil },
 	})
 	if err == nil && seen != handed {
 		err = fmt.Errorf("the stage saw %g of %g batches", seen, handed)
+	}
+	if err == nil && w.stage == "touch" {
+		err = checkSum(uint64(sum), uint64(handed)*s.sum)
 	}
 	if n := w.host.Stats().CopiedBytes; err == nil && n != 0 {
 		err = fmt.Errorf("%d bytes were copied in the hand-over", n)
@@ -191,22 +219,22 @@ func (w *working) measure(ctx context.Context, o order) (took []time.Duration, e
 
 // goStages are what a Go child runs, as peers/stages.py does.
 func goStages() map[string]worker.Func {
-	consume := func(use func(arrow.RecordBatch)) worker.Func {
+	consume := func(use func(arrow.RecordBatch) uint64) worker.Func {
 		return func(ctx context.Context, t *worker.ChildTask) error {
-			n := 0
+			n, sum := 0, uint64(0)
 			for b, err := range t.Batches(ctx, "batches", 0, ^uint64(0)) {
 				if err != nil {
 					return err
 				}
-				use(b.RecordBatch)
+				sum += use(b.RecordBatch)
 				n++
 			}
-			return t.Metrics(map[string]float64{"batches": float64(n)})
+			return t.Metrics(map[string]float64{"batches": float64(n), "sum": float64(sum)})
 		}
 	}
 	return map[string]worker.Func{
-		"touch": consume(func(b arrow.RecordBatch) { touch(b) }),
-		"look":  consume(func(arrow.RecordBatch) {}),
+		"touch": consume(touch),
+		"look":  consume(untouched),
 		"emit":  emit,
 	}
 }
@@ -216,9 +244,11 @@ func goRoles() map[string]func(*net.UnixConn) error {
 	return map[string]func(*net.UnixConn) error{
 		"stream": readStreams, "flight": serveFlight, "emit": emitStreams,
 		"peer":      func(c *net.UnixConn) error { return leaseFromPeer(c, touch) },
-		"peer-look": func(c *net.UnixConn) error { return leaseFromPeer(c, func(arrow.RecordBatch) uint64 { return 0 }) },
+		"peer-look": func(c *net.UnixConn) error { return leaseFromPeer(c, untouched) },
 	}
 }
+
+func untouched(arrow.RecordBatch) uint64 { return 0 }
 
 // peering leases batches to an independent process by the peers protocol. That a
 // batch is there is said on a socket, as an event would, and the clock stops when
@@ -283,12 +313,15 @@ func (p *peering) measure(ctx context.Context, o order) (took []time.Duration, e
 		if _, err := p.conn.Write(line); err != nil {
 			return 0, err
 		}
-		_, err = readSum(p.lines)
+		got, err := readSum(p.lines)
 		took := time.Since(begun)
 		if err != nil {
 			return 0, p.why(err)
 		}
-		return took, errors.Join(s.arena.Drop(h), s.idle(ctx))
+		if !p.look {
+			err = checkSum(got, s.sum)
+		}
+		return took, errors.Join(err, s.arena.Drop(h), s.idle(ctx))
 	})
 }
 

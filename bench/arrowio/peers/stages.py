@@ -9,12 +9,12 @@ from stokehold import serve, stage
 
 @stage("touch")
 def touch_batches(task, batches):
-    seen = 0
+    seen = total = 0
     for batch in batches:
-        touch(batch)
+        total += touch(batch)
         seen += 1
         del batch  # gives it back now, not when the next one is here
-    task.metric(batches=seen)
+    task.metric(batches=seen, sum=total)
 
 
 @stage("look")
@@ -32,7 +32,8 @@ def emit(task, asks):
     batch = make_batch(size)
     columns = {name: batch.column(name).to_numpy() for name in batch.schema.names}
     stamps = {}
-    for n, ask in enumerate(asks):
+    n = 0
+    for ask in asks:  # no enumerate, which would hold on to it
         del ask
         if loan:
             with task.loan(batch.schema, batch.num_rows, sequence=n) as out:
@@ -43,6 +44,7 @@ def emit(task, asks):
             at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             task.emit(batch, sequence=n)
         stamps[str(n)] = float(at)
+        n += 1
         if len(stamps) == 500:
             task.metric(**stamps)
             stamps.clear()
