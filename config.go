@@ -12,7 +12,8 @@ import (
 type Config struct {
 	NATS     NATS
 	Temporal Temporal
-	S3       S3 // without an endpoint there is no cold tier
+	S3       S3     // without an endpoint there is no cold tier
+	Flight   Flight // without it, batches travel between hosts through the object store alone
 	// StateDir holds the warm tier and the local copies of models. One process at a
 	// time may use it.
 	StateDir string
@@ -56,6 +57,25 @@ type S3 struct {
 	SecretKey Secret
 }
 
+// Flight hands batches from host to host directly, over Arrow Flight. A process
+// with an Addr gives out what is in its shared memory and on its disk, and the
+// catalog says of each batch that it writes where it is to be had. A process with
+// any of the fields set opens other hosts' batches there before it turns to the
+// object store.
+type Flight struct {
+	Addr string // HOST:PORT to listen on; "": nothing is given out. Port 0: any free one
+	// Advertise is HOST:PORT as other hosts reach this one. Default: Addr, which must
+	// then name one address.
+	Advertise string
+	Token     Secret // that all hosts of a deployment share; at least 16 characters
+	CertFile  string // PEM files: with them the server speaks TLS
+	KeyFile   string
+	CAFile    string // PEM: the authority that other hosts' certificates must come from
+	// Insecure allows a token in the clear beyond this machine, as on a network that
+	// is nobody else's, and hosts without a token.
+	Insecure bool
+}
+
 // withDefaults fills what was left empty.
 func (c Config) withDefaults() Config {
 	def := func(s *string, v string) {
@@ -94,6 +114,7 @@ func (c Config) validate() error {
 			faults = append(faults, errors.New("an S3 endpoint needs an access key and a secret key"))
 		}
 	}
+	faults = append(faults, c.Flight.validate()...)
 	if c.StateDir == "" {
 		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}

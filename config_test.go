@@ -10,7 +10,7 @@ import (
 )
 
 func TestSecretsNeverShow(t *testing.T) {
-	cfg := Config{NATS: NATS{Password: "hunter2", Token: "hunter2"}, S3: S3{SecretKey: "hunter2"}, Key: "hunter2"}
+	cfg := Config{NATS: NATS{Password: "hunter2", Token: "hunter2"}, S3: S3{SecretKey: "hunter2"}, Flight: Flight{Token: "hunter2"}, Key: "hunter2"}
 	var logged bytes.Buffer
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("started", "config", cfg, "password", cfg.NATS.Password)
 	slog.New(slog.NewJSONHandler(&logged, nil)).Info("started", "key", cfg.Key, "s3", cfg.S3)
@@ -37,12 +37,13 @@ func TestConfigReportsEveryFault(t *testing.T) {
 		NATS:     NATS{URL: "nats://user:pw@example.org:4222"},
 		S3:       S3{Endpoint: "localhost:9000"},
 		HotBytes: 12,
+		Flight:   Flight{Addr: ":8815", CertFile: "x", Token: "hunter2"},
 	}.withDefaults()
 	err := cfg.validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB"} {
+	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB", "both a certificate and a key", "Flight.Advertise", "at least 16"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}

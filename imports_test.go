@@ -22,6 +22,7 @@ var owners = map[string]string{
 	"github.com/minio/minio-go":          "tiers",
 	"github.com/parquet-go/parquet-go":   "arrowio/parquet",
 	"github.com/ThreeDotsLabs/watermill": "events",
+	"google.golang.org/grpc":             "arrowio/flight",
 }
 
 // bottom packages import nothing of ours but their own children.

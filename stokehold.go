@@ -23,6 +23,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/stokehold/stokehold/arrowio/flight"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
@@ -55,6 +56,8 @@ type App struct {
 	Temporal  workflows.Client
 	Types     *events.Registry
 	Hot       *shm.Host
+	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
+	Flight *flight.Server
 
 	cfg     Config
 	nc      *nats.Conn
@@ -262,15 +265,20 @@ func (a *App) openData(ctx context.Context, o options) error {
 	if err := a.Hot.Add(arena); err != nil {
 		return err
 	}
-	a.Store, err = tiers.Open(ctx, tiers.Config{
-		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
-		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-	})
+	peers, err := a.openFlight(ctx)
 	if err != nil {
 		return err
 	}
+	a.Store, err = tiers.Open(ctx, tiers.Config{
+		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
+		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
+		Peers: peers.resolver, Advertise: peers.advertise,
+	})
+	if err != nil {
+		return errors.Join(err, peers.close())
+	}
 	a.onClose(a.Store.Close)
-	return nil
+	return a.serveFlight(peers)
 }
 
 // openCold connects to the object store, if there is one.

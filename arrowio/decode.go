@@ -217,6 +217,9 @@ func split(buf []byte, last *known) (*messages, error) {
 func (m *messages) add(p part) error {
 	switch p.header.kind {
 	case headerSchema:
+		if len(p.body) != 0 {
+			return fmt.Errorf("a schema with a body of %d bytes", len(p.body))
+		}
 		m.known = &known{meta: p.meta, header: p.header}
 		return nil
 	case headerDict:

@@ -408,6 +408,7 @@ func (f *flat) batch(t table, h *header) {
 		}
 	}
 	h.buffers, h.bufferCount = t.vector(2, structBytes)
+	total := int64(0)
 	for i := range h.bufferCount {
 		off, n := f.i64(h.buffers+structBytes*i), f.i64(h.buffers+structBytes*i+8)
 		switch {
@@ -415,6 +416,10 @@ func (f *flat) batch(t table, h *header) {
 			f.fail("buffer %d at %d+%d is outside the body of %d bytes", i, off, n, h.bodyBytes)
 		case n > 0 && off%8 != 0:
 			f.fail("buffer %d at %d is not 8-byte aligned", i, off)
+		}
+		if total += n; total > maxOverlap*h.bodyBytes || f.err != nil {
+			f.refuse("buffers overlap more than %d times", maxOverlap)
+			return
 		}
 	}
 	if t.at(3, 4) != 0 {

@@ -171,14 +171,15 @@ func (f *Frame) WriteTo(w io.Writer) (n int64, err error) {
 // HeadBytes is how many bytes to leave free before the buffers of a batch of that
 // schema, of about bodyBytes in all, so that Settle need not move any: the
 // metadata's size, and an eighth of bodyBytes if there are dictionaries. It is a
-// multiple of Alignment. A batch with metadata of its own may need more.
+// multiple of Alignment. A batch with metadata of its own may need more. The error
+// wraps ErrUnsupported as that of Prepare does.
 func HeadBytes(schema *arrow.Schema, bodyBytes int64) (int64, error) {
-	msg := EncodeSchema(schema)
-	h, err := checkMessage(msg[prefixBytes:])
+	m, err := schemaMessage(schema)
 	if err != nil {
 		return 0, fmt.Errorf("arrowio: lay out schema %s: %w", Fingerprint(schema), err)
 	}
-	n := int64(len(msg)) + metaBytes(h.shape, bodyBytes)
+	h := m.header
+	n := prefixBytes + m.metaLen() + metaBytes(h.shape, bodyBytes)
 	for _, d := range h.dicts {
 		n += metaBytes(d, 0)
 	}
@@ -196,4 +197,37 @@ func metaBytes(s shape, bodyBytes int64) int64 {
 		s.buffers += 4*s.views + bodyBytes/viewBuffer
 	}
 	return pad(fixed + structBytes*(s.nodes+s.buffers) + 8*s.views)
+}
+
+// SameMemory reports whether two batches are one: of equal schemas, and made of
+// the same buffers at the same addresses.
+func SameMemory(a, b arrow.RecordBatch) bool {
+	if a.NumRows() != b.NumRows() || a.NumCols() != b.NumCols() || !a.Schema().Equal(b.Schema()) {
+		return false
+	}
+	for i, col := range a.Columns() {
+		if !sameData(col.Data(), b.Column(i).Data()) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameData(a, b arrow.ArrayData) bool {
+	if a.Len() != b.Len() || a.Offset() != b.Offset() || a.NullN() != b.NullN() ||
+		len(a.Children()) != len(b.Children()) || len(a.Buffers()) != len(b.Buffers()) {
+		return false
+	}
+	for i := range a.Buffers() {
+		x, y := bufferBytes(a, i), bufferBytes(b, i)
+		if len(x) != len(y) || len(x) > 0 && &x[0] != &y[0] {
+			return false
+		}
+	}
+	for i, c := range a.Children() {
+		if !sameData(c, b.Children()[i]) {
+			return false
+		}
+	}
+	return a.DataType().ID() != arrow.DICTIONARY || sameData(a.Dictionary(), b.Dictionary())
 }

@@ -197,10 +197,10 @@ func (s *source) load(dt arrow.DataType, enc encoding) (arrow.ArrayData, error) 
 	}
 	switch t := dt.(type) {
 	case *arrow.NullType:
-		if nulls != length && nulls != 0 {
+		if nulls != length {
 			return nil, fmt.Errorf("%d values of type null, %d of them null", length, nulls)
 		}
-		buffers, nulls = make([]*memory.Buffer, 1), length
+		buffers = make([]*memory.Buffer, 1)
 	case *arrow.DictionaryType:
 		take(2)
 		var dict arrow.ArrayData

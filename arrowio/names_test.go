@@ -101,6 +101,49 @@ func TestURIs(t *testing.T) {
 	}
 }
 
+func TestFlightURIs(t *testing.T) {
+	for _, good := range []struct {
+		s string
+		u arrowio.FlightURI
+	}{
+		{"grpc+tcp://127.0.0.1:8815", arrowio.FlightURI{Addr: "127.0.0.1:8815"}},
+		{"grpc+tls://gpu-7.example.org:443", arrowio.FlightURI{Addr: "gpu-7.example.org:443", TLS: true}},
+		{"grpc+tcp://[::1]:1", arrowio.FlightURI{Addr: "[::1]:1"}},
+		{"grpc+tls://host_1:65535", arrowio.FlightURI{Addr: "host_1:65535", TLS: true}},
+	} {
+		if got, err := arrowio.ParseFlightURI(good.s); err != nil || got != good.u || got.String() != good.s || !arrowio.IsFlightURI(good.s) {
+			t.Error(good.s, got, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "grpc://h:1", "grpc+unix:///x", "GRPC+TCP://h:1", "grpc+tcp://", "grpc+tcp://h", "grpc+tcp://h:", "grpc+tcp://:1",
+		"grpc+tcp://h:0", "grpc+tcp://h:01", "grpc+tcp://h:65536", "grpc+tcp://h:http", "grpc+tcp://H:1", "grpc+tcp://h:1/",
+		"grpc+tcp://h:1/x", "grpc+tcp://u@h:1", "grpc+tcp://u:p@h:1", "grpc+tcp://h:1?x", "grpc+tcp://h:1#x", "grpc+tcp://h h:1",
+		"grpc+tcp://::1:1", "grpc+tcp://[h]:1", "grpc+tcp://[0:0::1]:1", "grpc+tcp://[fe80::1%eth0]:1", "grpc+tcp://127.1:1",
+		"grpc+tcp://0127.0.0.1:1", "grpc+tcp://-h:1", "grpc+tcp://a..b:1", "grpc+tcp://a.:1", "grpc+tcp://[127.0.0.1]:1",
+		"grpc+tcp://" + strings.Repeat("a", 64) + ":1", "shm://ab/1+2.3", "grpc+tcp://h\x00:1",
+	} {
+		if got, err := arrowio.ParseFlightURI(bad); !errors.Is(err, arrowio.ErrURI) {
+			t.Errorf("%q: %v, %v", bad, got, err)
+		}
+	}
+}
+
+func FuzzParseFlightURI(f *testing.F) {
+	f.Add("grpc+tcp://127.0.0.1:8815")
+	f.Add("grpc+tls://[2001:db8::1]:443")
+	f.Add("grpc+tls://a.example:1")
+	f.Fuzz(func(t *testing.T, s string) {
+		u, err := arrowio.ParseFlightURI(s)
+		if err == nil && u.String() != s {
+			t.Fatalf("%q parsed as %v", s, u)
+		}
+		if err != nil && !errors.Is(err, arrowio.ErrURI) {
+			t.Fatal(err)
+		}
+	})
+}
+
 func FuzzParseSharedURI(f *testing.F) {
 	f.Add("shm://00ff/128+4096.7")
 	f.Fuzz(func(t *testing.T, s string) {

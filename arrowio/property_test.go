@@ -3,12 +3,15 @@ package arrowio_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/extensions"
 	"pgregory.net/rapid"
 
 	"github.com/stokehold/stokehold/arrowio"
@@ -129,7 +132,7 @@ func TestEveryTypeStaysAsItIs(t *testing.T) {
 	g := &filler{r: rand.New(rand.NewPCG(1, 2))}
 	for i, f := range everyType() {
 		t.Run(fmt.Sprint(i, " ", f.Name), func(t *testing.T) {
-			for _, rows := range []int{0, 1, 9, 70} {
+			for _, rows := range []int{0, 1, 40} {
 				rec := g.batch(arrow.NewSchema([]arrow.Field{{Name: "before", Type: arrow.BinaryTypes.String}, f, {Name: "after", Type: arrow.PrimitiveTypes.Int8}}, nil), rows)
 				roundTrip(t, rec)
 				cut := rec.NewSlice(int64(rows/3), int64(rows-rows/4))
@@ -146,5 +149,38 @@ func TestAnyBatchStaysAsItIs(t *testing.T) {
 		rec := drawBatch(t)
 		defer rec.Release()
 		roundTrip(t, rec)
+	})
+}
+
+// TestEncodeRefuses are types that the library has and the format does not, or
+// not in a way that would come back.
+func TestEncodeRefuses(t *testing.T) {
+	dict := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.BinaryTypes.String}
+	enum := extensions.NewOpaqueType(dict, "enum", "somebody")
+	deep := arrow.DataType(arrow.PrimitiveTypes.Int8)
+	for range 64 {
+		deep = arrow.StructOf(arrow.Field{Name: "d", Type: deep})
+	}
+	for name, dt := range map[string]arrow.DataType{
+		"dictionary of an extension type":            &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: extensions.NewUUIDType()},
+		"dictionary of a dictionary":                 &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: dict},
+		"runs of an extension type over dictionary":  arrow.RunEndEncodedOf(arrow.PrimitiveTypes.Int16, enum),
+		"extension type over a list of one of those": extensions.NewOpaqueType(arrow.ListOf(enum), "enums", "somebody"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			schema := arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil)
+			rec := (&filler{r: rand.New(rand.NewPCG(7, 8))}).batch(schema, 3)
+			defer rec.Release()
+			if _, err := arrowio.Encode(rec, nil); !errors.Is(err, arrowio.ErrUnsupported) {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("65 deep", func(t *testing.T) {
+		rec := (&filler{r: rand.New(rand.NewPCG(7, 8))}).batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: deep}}, nil), 3)
+		defer rec.Release()
+		if _, err := arrowio.Encode(rec, nil); err == nil || !strings.Contains(err.Error(), "deep") {
+			t.Error(err)
+		}
 	})
 }

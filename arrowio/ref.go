@@ -10,7 +10,7 @@ type Tier string
 
 // The tiers, nearest first.
 const (
-	Hot  Tier = "hot"  // shared memory
+	Hot  Tier = "hot"  // shared memory, or another host that gives it out
 	Warm Tier = "warm" // local disk, Arrow IPC, mapped
 	Cold Tier = "cold" // S3, Parquet
 )
@@ -18,7 +18,7 @@ const (
 // Location is one place where a batch's bytes are.
 type Location struct {
 	Tier   Tier   `json:"tier"`
-	URI    string `json:"uri"`              // shm://ARENA/OFFSET+LENGTH.GENERATION, file://..., s3://BUCKET/KEY
+	URI    string `json:"uri"`              // shm://ARENA/OFFSET+LENGTH.GENERATION, grpc+tcp://HOST:PORT, file://..., s3://BUCKET/KEY
 	Bytes  int64  `json:"bytes"`            // size in that tier's encoding
 	SHA256 string `json:"sha256,omitempty"` // hex, of the bytes at URI; empty for shared memory
 	Codec  string `json:"codec"`            // "arrow-ipc" or "parquet"

@@ -3,6 +3,8 @@ package arrowio
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strconv"
@@ -112,6 +114,76 @@ func ParseS3URI(s string) (bucket, key string, err error) {
 		return "", "", fmt.Errorf("%w: %q: want s3://BUCKET/KEY", ErrURI, clip(s))
 	}
 	return u.Host, key, nil
+}
+
+// FlightURI says on which host an Arrow Flight server gives out a batch. Which
+// batch it is says the ref.
+type FlightURI struct {
+	Addr string // HOST:PORT; an IPv6 address in brackets
+	TLS  bool
+}
+
+// String formats "grpc+tcp://HOST:PORT", or "grpc+tls://HOST:PORT" with TLS.
+func (u FlightURI) String() string {
+	if u.TLS {
+		return "grpc+tls://" + u.Addr
+	}
+	return "grpc+tcp://" + u.Addr
+}
+
+// IsFlightURI reports whether s has one of the schemes of a FlightURI.
+func IsFlightURI(s string) bool {
+	return strings.HasPrefix(s, "grpc+tcp://") || strings.HasPrefix(s, "grpc+tls://")
+}
+
+// ParseFlightURI parses what FlightURI.String formats, and nothing else: no
+// credentials, no path, a port always, lower-case names and canonical addresses,
+// so that each host has one spelling. The error wraps ErrURI.
+func ParseFlightURI(s string) (FlightURI, error) {
+	bad := func(why string) (FlightURI, error) {
+		return FlightURI{}, fmt.Errorf("%w: %q: %s; want grpc+tcp://HOST:PORT or grpc+tls://HOST:PORT", ErrURI, clip(s), why)
+	}
+	addr, plain := strings.CutPrefix(s, "grpc+tcp://")
+	if !plain {
+		var ok bool
+		if addr, ok = strings.CutPrefix(s, "grpc+tls://"); !ok {
+			return bad("another scheme")
+		}
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return bad("no host and port")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strconv.FormatUint(n, 10) != port {
+		return bad("port")
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if ip.Zone() != "" || ip.String() != host {
+			return bad("not the canonical spelling of the address")
+		}
+	} else if !hostName(host) {
+		return bad("host is neither an address nor a lower-case name")
+	}
+	if net.JoinHostPort(host, port) != addr {
+		return bad("not the canonical spelling")
+	}
+	return FlightURI{Addr: addr, TLS: !plain}, nil
+}
+
+// hostName reports whether s could be a DNS name, in lower case.
+func hostName(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	// "1.2.3" and "0127.0.0.1" are addresses to some programs and names to others.
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	return strings.Trim(last, "0123456789") != ""
 }
 
 func clip(s string) string {

@@ -2,11 +2,12 @@ package arrowio
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
-	"math/bits"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/bitutil"
 )
 
@@ -20,7 +21,17 @@ import (
 // views of no values beyond the end) and what Arrow C++ refuses (nulls in map
 // keys, decimals beyond their precision, times outside the day). What this
 // accepts, Arrow C++ validates in full, too; a test holds that.
-type validator struct{ full bool }
+type validator struct {
+	full bool
+	// seen are dictionaries that have been checked: many fields can share one.
+	seen map[arrow.ArrayData]bool
+}
+
+// maxOverlap bounds the work that a frame can ask for: nothing in it may refer to
+// more bytes or values than this many times those that are there. Values may be
+// shared, but a buffer of megabytes that each of a million views refers to would
+// keep its reader busy for hours.
+const maxOverlap = 64
 
 // column checks the data of a field.
 func (v *validator) column(f arrow.Field, d arrow.ArrayData) error {
@@ -35,7 +46,11 @@ func (v *validator) column(f arrow.Field, d arrow.ArrayData) error {
 
 func (v *validator) array(d arrow.ArrayData) error {
 	if ext, ok := d.DataType().(arrow.ExtensionType); ok {
-		return v.array(retyped{ArrayData: d, dt: ext.StorageType()})
+		storage := retyped{ArrayData: d, dt: ext.StorageType()}
+		if err := v.array(storage); err != nil || !v.full || ext.ExtensionName() != "arrow.json" {
+			return err
+		}
+		return validJSON(storage)
 	}
 	if err := v.validity(d); err != nil {
 		return err
@@ -117,6 +132,25 @@ func (v *validator) child(f arrow.Field, d arrow.ArrayData) error {
 	return nil
 }
 
+// validJSON checks text of the extension type arrow.json, whose array in the
+// library panics when it is printed otherwise. Storage of other extension types
+// is checked as what it is.
+func validJSON(d arrow.ArrayData) error {
+	data := array.NewData(d.DataType(), d.Len(), d.Buffers(), nil, d.NullN(), 0)
+	defer data.Release()
+	text := array.MakeFromData(data)
+	defer text.Release()
+	values, ok := text.(arrow.TypedArray[string])
+	for i := range d.Len() {
+		if ok && text.IsValid(i) && !json.Valid([]byte(values.Value(i))) {
+			return fmt.Errorf("value %d is not JSON", i)
+		}
+	}
+	return nil
+}
+
+var errOverlap = fmt.Errorf("%w: values overlap more than %d times", ErrUnsupported, maxOverlap)
+
 // retyped is data seen as of another type with the same layout.
 type retyped struct {
 	arrow.ArrayData
@@ -160,11 +194,15 @@ func (v *validator) required(f arrow.Field, parent, child arrow.ArrayData, span 
 	if !v.full || f.Nullable || child.NullN() == 0 {
 		return nil
 	}
+	budget := maxOverlap * (child.Len() + parent.Len())
 	for i := range parent.Len() {
 		if !valid(parent, i) {
 			continue
 		}
 		start, n := span(i)
+		if budget -= n; budget < 0 {
+			return errOverlap
+		}
 		nulls := n
 		if bitmap := child.Buffers()[0]; bitmap != nil {
 			nulls -= bitutil.CountSetBits(bitmap.Bytes(), start, n)
@@ -186,8 +224,14 @@ func holds(d arrow.ArrayData, buffer, width int) error {
 
 func (v *validator) dictionary(t *arrow.DictionaryType, d arrow.ArrayData) error {
 	dict := d.Dictionary()
-	if err := v.array(dict); err != nil {
-		return fmt.Errorf("dictionary: %w", err)
+	if !v.seen[dict] {
+		if err := v.array(dict); err != nil {
+			return fmt.Errorf("dictionary: %w", err)
+		}
+		if v.seen == nil {
+			v.seen = map[arrow.ArrayData]bool{}
+		}
+		v.seen[dict] = true
 	}
 	if err := holds(d, 1, t.IndexType.(arrow.FixedWidthDataType).BitWidth()/8); err != nil || !v.full {
 		return err
@@ -260,6 +304,13 @@ func (v *validator) views(d arrow.ArrayData, text bool) error {
 	headers := arrow.GetData[arrow.ViewHeader](d.Buffers()[1].Bytes())
 	raw := d.Buffers()[1].Bytes()
 	data := d.Buffers()[2:]
+	budget := len(raw)
+	allText := make([]bool, len(data)) // buffers that are UTF-8 from end to end
+	for i, b := range data {
+		allText[i] = text && utf8.Valid(b.Bytes())
+		budget += b.Len()
+	}
+	budget *= maxOverlap
 	for i := range d.Len() {
 		if !valid(d, i) {
 			continue
@@ -283,9 +334,16 @@ func (v *validator) views(d arrow.ArrayData, text bool) error {
 			if at < 0 || at >= len(data) || from < 0 || from > data[at].Len()-n {
 				return fmt.Errorf("view %d refers to %d+%d in buffer %d of %d", i, from, n, at, len(data))
 			}
-			value = data[at].Bytes()[from : from+n]
+			whole := data[at].Bytes()
+			value = whole[from : from+n]
 			if prefix := h.Prefix(); !bytes.Equal(value[:len(prefix)], prefix[:]) {
 				return fmt.Errorf("view %d has another prefix than its value", i)
+			}
+			if budget -= n; text && budget < 0 {
+				return errOverlap
+			}
+			if allText[at] && utf8.RuneStart(value[0]) && (from+n == len(whole) || utf8.RuneStart(whole[from+n])) {
+				continue
 			}
 		}
 		if text && !utf8.Valid(value) {
@@ -472,83 +530,4 @@ func indexRange[T int8 | uint8 | int16 | uint16 | int32 | uint32 | int64 | uint6
 		}
 	}
 	return nil
-}
-
-// fixedValues checks types whose values do not fill their width.
-func fixedValues(d arrow.ArrayData) error {
-	raw := d.Buffers()[1].Bytes()
-	switch t := d.DataType().(type) {
-	case *arrow.Time32Type:
-		return inDay(arrow.GetData[int32](raw), d, t.Unit)
-	case *arrow.Time64Type:
-		return inDay(arrow.GetData[int64](raw), d, t.Unit)
-	case *arrow.Date64Type:
-		const day = 24 * 60 * 60 * 1000
-		for i, ms := range arrow.GetData[int64](raw)[:d.Len()] {
-			if ms%day != 0 && valid(d, i) {
-				return fmt.Errorf("value %d is %d ms, not a whole day", i, ms)
-			}
-		}
-	case arrow.DecimalType:
-		words := t.BitWidth() / 32
-		limit := power(int(t.GetPrecision()))
-		for i := range d.Len() {
-			if valid(d, i) && !below(raw[4*words*i:][:4*words], limit) {
-				return fmt.Errorf("value %d has more digits than %s", i, t)
-			}
-		}
-	}
-	return nil
-}
-
-func inDay[T int32 | int64](times []T, d arrow.ArrayData, unit arrow.TimeUnit) error {
-	day := int64(24 * 60 * 60 * 1e9 / int64(unit.Multiplier()))
-	for i, t := range times[:d.Len()] {
-		if (t < 0 || int64(t) >= day) && valid(d, i) {
-			return fmt.Errorf("value %d is %d %s, not within a day", i, t, unit)
-		}
-	}
-	return nil
-}
-
-// power is 10^digits, little-endian; 76 digits fit.
-func power(digits int) (p [4]uint64) {
-	p[0] = 1
-	for range digits {
-		var carry uint64
-		for i := range p {
-			high, low := bits.Mul64(p[i], 10)
-			var c uint64
-			p[i], c = bits.Add64(low, carry, 0)
-			carry = high + c
-		}
-	}
-	return p
-}
-
-// below reports whether the absolute value of a little-endian two's complement
-// number is less than limit.
-func below(raw []byte, limit [4]uint64) bool {
-	var n [4]uint64
-	sign := uint64(0)
-	if raw[len(raw)-1]&0x80 != 0 {
-		sign = ^uint64(0)
-	}
-	for i := range n {
-		n[i] = sign
-	}
-	for i, b := range raw {
-		shift := 8 * (i % 8)
-		n[i/8] = n[i/8]&^(0xff<<shift) | uint64(b)<<shift
-	}
-	carry := sign & 1
-	for i := range n { // negate: invert, add one
-		n[i], carry = bits.Add64(n[i]^sign, 0, carry)
-	}
-	for i := len(n) - 1; i >= 0; i-- {
-		if n[i] != limit[i] {
-			return n[i] < limit[i]
-		}
-	}
-	return false
 }

@@ -326,7 +326,7 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				return
 			}
 			// The batch's own lease ends with this loop body, so the child gets another.
-			lease, err := b.Lease.Arena().Lease(b.Lease.Handle(), "child/"+d.a.Run+"/"+d.a.Stage)
+			lease, err := b.Lease.Arena().Hold(b.Lease.Handle(), "child/"+d.a.Run+"/"+d.a.Stage)
 			if err != nil {
 				yield(worker.InputBatch{}, fmt.Errorf("lease %s: %w", b.Ref.ID(), err))
 				return
@@ -336,7 +336,7 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				s.Leased++
 				s.BodyBytes += b.Ref.BodyBytes
 			})
-			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease}, nil) {
+			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes}, nil) {
 				return
 			}
 		}

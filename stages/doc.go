@@ -3,10 +3,10 @@
 // Temporal, S3 or a file descriptor.
 //
 // A Stage has one method, Run, and Func makes one of a function. Run gets a Task:
-// its inputs (Batches, All, Range), its output (Write or WriteAt), its parameters
-// (Decode), and ways to report (Progress, Metric, Note, Checkpoint, Publish,
-// SaveModel). The same code runs in the worker's process, in a child process, and
-// against datasets in memory (package stagetest).
+// its inputs (Batches, All, Range), its output (Write or WriteAt, or Build and
+// WriteBuilt), its parameters (Decode), and ways to report (Progress, Metric,
+// Note, Checkpoint, Publish, SaveModel). The same code runs in the worker's
+// process, in a child process, and against datasets in memory (package stagetest).
 //
 // # Batches and who owns them
 //
@@ -20,6 +20,10 @@
 // A batch given to Write or WriteAt stays the stage's: when the call returns it
 // has been stored or refused, and the stage releases it as ever. It may be, or
 // point into, an input batch.
+//
+// A batch that a stage makes may be built where it will lie: Task.Build gives its
+// Arrow builders shared memory and WriteBuilt writes the batch without a copy. The
+// stage releases such a batch at once, since its memory is the arena's.
 //
 // A batch that exists has been judged, written through to disk and committed; a
 // refusal by governance is an error that wraps events.ErrDenied and leaves

@@ -126,6 +126,29 @@ func (d *runDriver) place(ctx context.Context, seq uint64) (uint64, error) {
 }
 
 func (d *runDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	return d.write(ctx, seq, batch, func(seq uint64) (arrowio.Ref, error) {
+		return d.writer.WriteAt(ctx, seq, batch)
+	})
+}
+
+// Build implements Builder.
+func (d *runDriver) Build(ctx context.Context, schema *arrow.Schema, bytes int64) (*tiers.Build, error) {
+	return d.rt.Store.Build(ctx, schema, bytes)
+}
+
+// WriteBuilt implements Builder.
+func (d *runDriver) WriteBuilt(ctx context.Context, seq uint64, b *tiers.Build, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	defer b.Cancel()
+	return d.write(ctx, seq, batch, func(seq uint64) (arrowio.Ref, error) {
+		ref, copied, err := d.writer.WriteBuilt(ctx, seq, b, batch)
+		if err == nil && b.InPlace() && copied == 0 {
+			d.count(func(s *DataStats) { s.InPlace++ })
+		}
+		return ref, err
+	})
+}
+
+func (d *runDriver) write(ctx context.Context, seq uint64, batch arrow.RecordBatch, put func(seq uint64) (arrowio.Ref, error)) (arrowio.Ref, error) {
 	if err := d.open(ctx, batch.Schema()); err != nil {
 		return arrowio.Ref{}, err
 	}
@@ -133,7 +156,7 @@ func (d *runDriver) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordB
 	if err != nil {
 		return arrowio.Ref{}, fmt.Errorf("write to %s: %w", d.a.Output, err)
 	}
-	ref, err := d.writer.WriteAt(ctx, seq, batch)
+	ref, err := put(seq)
 	if err != nil {
 		return arrowio.Ref{}, fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
 	}

@@ -121,6 +121,14 @@ type Driver interface {
 	Result() *Result
 }
 
+// Builder is an optional power of a Driver: one that lets a stage build batches
+// in shared memory. Without it they are built on the Go heap.
+type Builder interface {
+	Build(ctx context.Context, schema *arrow.Schema, bytes int64) (*tiers.Build, error)
+	// WriteBuilt is WriteAt for a batch made in b, which it ends, errors included.
+	WriteBuilt(ctx context.Context, seq uint64, b *tiers.Build, batch arrow.RecordBatch) (arrowio.Ref, error)
+}
+
 // Binding is one input as the pipeline wired it.
 type Binding struct {
 	Name    string `json:"name"`              // of the stage or source it comes from
@@ -151,9 +159,10 @@ type Result struct {
 type DataStats struct {
 	BatchesIn   int64 `json:"batches_in"`
 	BatchesOut  int64 `json:"batches_out"`
-	Leased      int64 `json:"leased"`       // batches handed to another process by reference
-	BodyBytes   int64 `json:"body_bytes"`   // Arrow bodies that passed by reference
-	CopiedBytes int64 `json:"copied_bytes"` // body bytes copied between processes
+	InPlace     int64 `json:"in_place,omitempty"` // of them written from where they were built, without a copy
+	Leased      int64 `json:"leased"`             // batches handed to another process by reference
+	BodyBytes   int64 `json:"body_bytes"`         // Arrow bodies that passed by reference
+	CopiedBytes int64 `json:"copied_bytes"`       // body bytes copied between processes
 }
 
 // NewTask is for runtimes and tests.
@@ -271,6 +280,51 @@ func (t *Task) Write(ctx context.Context, batch arrow.RecordBatch) (arrowio.Ref,
 // WriteAt stores batch at a fixed sequence of the output dataset: for datasets
 // whose sequence means something (a week, a day). One that exists is kept.
 func (t *Task) WriteAt(ctx context.Context, seq uint64, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	return t.driver.WriteAt(ctx, seq, batch)
+}
+
+// Build takes memory for a batch that the stage will write: its Arrow builders get
+// Build.Allocator, and what they make is written with WriteBuilt where it lies,
+// without a copy. bytes is what the batch's buffers need at most; what is not used
+// is given back. Where shared memory is full, or there is none (a stage in a child
+// process), the memory is the Go heap's and the rest is the same.
+//
+//	build, err := task.Build(ctx, schema, bytes)
+//	if err != nil {
+//		return err
+//	}
+//	defer build.Cancel() // does nothing once the batch is written
+//	b := array.NewRecordBuilder(build.Allocator(), schema)
+//	defer b.Release()
+//	... // append
+//	batch := b.NewRecordBatch()
+//	defer batch.Release() // soon: its memory is the arena's
+//	_, err = task.WriteBuilt(ctx, build, batch)
+func (t *Task) Build(ctx context.Context, schema *arrow.Schema, bytes int64) (*tiers.Build, error) {
+	if d, ok := t.driver.(Builder); ok {
+		return d.Build(ctx, schema, bytes)
+	}
+	return tiers.HeapBuild(), nil
+}
+
+// WriteBuilt is Write for a batch made in b, which it ends, errors included. What
+// of the batch lies elsewhere is copied.
+func (t *Task) WriteBuilt(ctx context.Context, b *tiers.Build, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	base, err := t.driver.Base(ctx, batch.Schema())
+	if err != nil {
+		b.Cancel()
+		return arrowio.Ref{}, err
+	}
+	r := t.driver.Result()
+	return t.WriteBuiltAt(ctx, base+uint64(r.Data.BatchesOut), b, batch)
+}
+
+// WriteBuiltAt is WriteAt likewise.
+func (t *Task) WriteBuiltAt(ctx context.Context, seq uint64, b *tiers.Build, batch arrow.RecordBatch) (arrowio.Ref, error) {
+	if d, ok := t.driver.(Builder); ok {
+		return d.WriteBuilt(ctx, seq, b, batch)
+	}
+	defer b.Cancel()
 	return t.driver.WriteAt(ctx, seq, batch)
 }
 

@@ -9,10 +9,9 @@
 // epoch; opening a Writer moves the head to a new epoch, which fences every
 // earlier writer. Writer.WriteAt then takes these steps:
 //
-//  1. The batch is framed into a slot of the arena, if there is room, else on the
-//     heap.
-//  2. Those bytes are written to a file of the warm tier and synced. The file has
-//     no name of its own yet.
+//  1. The batch is framed into a slot of the arena, if there is room.
+//  2. It is written to a file of the warm tier, as arrowio.Frame lays it out, and
+//     synced. The file has no name of its own yet.
 //  3. The event batch.published is judged (events.Bus.Approve), which logs the
 //     decision. A denial ends it here: slot and file go, nothing was ever visible.
 //  4. The file gets its name, DATASET/SEQUENCE-SHA256.arrow, and the directory is
@@ -41,21 +40,28 @@
 //
 // AdoptAt differs in step 1 only: the bytes are a sealed segment that another
 // process wrote. They are validated in full and become the hot copy where they
-// lie.
+// lie. So does WriteBuilt: the batch was built in the arena (Store.Build), where
+// only metadata is added. And WriteAt itself copies nothing of a batch that was
+// read from shared memory and is passed on as it was: its slot gets another holder.
 //
 // # Reading
 //
 // Store.Batches yields committed batches in sequence and then waits. It is woken
 // by judged events; because a wake-up can be lost, it also looks at the head four
 // times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
-// in this process, then the peers (Config.Peers), then the mapped warm file, whose SHA-256 is verified once per
-// mapping, then the object, whose SHA-256 is verified on each read. A copy that
-// is damaged is logged and passed over. Hot and warm batches are read in place;
-// Stats.CopiedBytes counts the body bytes that had to be copied into an arena.
+// in this process, then the peers (Config.Peers: other processes, other hosts),
+// then the mapped warm file, whose SHA-256 is verified once per mapping, then the
+// object, whose SHA-256 is verified on each read. A copy that is damaged is logged
+// and passed over, and so is a peer that fails. Hot and warm batches are read in
+// place; Stats.CopiedBytes counts the body bytes that had to be copied into an
+// arena. Local is what a store gives out to other hosts in turn.
 //
 // The arena holds the newest batches. When a loan finds no room the oldest that
-// nobody reads are given up; a batch that still finds none is not hot, which
-// costs its readers a mapping and its writer nothing.
+// nobody reads are given up. A batch that still finds none within Config.HotWait,
+// or is larger than the arena, spills: it is written to the warm tier alone, from
+// where its buffers lie, and has no hot location. So does a segment that is over
+// the host's quota (shm.Host.Limit). Stats.Spilled counts them, and the log says so
+// at most every 10 s. It costs readers a mapping and the writer the wait.
 //
 // Store.Appended yields what one stage of one run appends, and ends when that
 // stage has completed: how a stage reads a long-lived dataset that another stage

@@ -173,7 +173,11 @@ var schema = arrow.NewSchema([]arrow.Field{
 
 // batch makes rows rows that depend on seed alone.
 func batch(seed uint64, rows int) arrow.RecordBatch {
-	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+	return batchIn(memory.DefaultAllocator, seed, rows)
+}
+
+func batchIn(mem memory.Allocator, seed uint64, rows int) arrow.RecordBatch {
+	b := array.NewRecordBuilder(mem, schema)
 	defer b.Release()
 	for i := range rows {
 		b.Field(0).(*array.Int64Builder).Append(int64(seed)*1_000_000 + int64(i))

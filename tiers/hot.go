@@ -3,7 +3,6 @@ package tiers
 import (
 	"container/list"
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -12,10 +11,9 @@ import (
 )
 
 const (
-	// briefWait is how long a write waits for room in the arena before it goes on
-	// without a hot copy: the warm copy serves readers almost as well, so a slow
-	// reader must not hold up a writer for long.
-	briefWait = 20 * time.Millisecond
+	// defaultHotWait is Config.HotWait unless set: the warm copy serves readers almost
+	// as well, so a slow reader must not hold up a writer for long.
+	defaultHotWait = 20 * time.Millisecond
 	// maxAdopted bounds the segments of other processes that are kept: each costs
 	// a descriptor and memory that is not the arena's.
 	maxAdopted = 256
@@ -34,6 +32,7 @@ const leaseOwner = "store"
 type hot struct {
 	host   *shm.Host
 	arena  *shm.Arena // nil: nothing is written here, segments may still be adopted
+	wait   time.Duration
 	copies *arrowio.Copies
 
 	mu      sync.Mutex
@@ -49,6 +48,7 @@ type hotSlot struct {
 	id     string
 	arena  *shm.Arena
 	handle shm.Handle
+	digest string // SHA-256 of the slot's bytes, if they are those of the warm file
 }
 
 // bytes is what the slot keeps from being used otherwise: all of a segment, which
@@ -60,13 +60,20 @@ func (s *hotSlot) bytes() int64 {
 	return s.handle.Length
 }
 
-func openHot(host *shm.Host, arena *shm.Arena, copies *arrowio.Copies) (*hot, error) {
-	if arena != nil {
-		if err := host.Add(arena); err != nil {
+func openHot(cfg Config, copies *arrowio.Copies) (*hot, error) {
+	h := &hot{
+		host: cfg.Host, arena: cfg.Arena, wait: cfg.HotWait, copies: copies,
+		slots: map[string]*list.Element{}, order: list.New(),
+	}
+	if h.wait == 0 {
+		h.wait = defaultHotWait
+	}
+	if h.arena != nil {
+		if err := h.host.Add(h.arena); err != nil {
 			return nil, err
 		}
 	}
-	return &hot{host: host, arena: arena, copies: copies, slots: map[string]*list.Element{}, order: list.New()}, nil
+	return h, nil
 }
 
 // loan takes memory of the arena, pushing out old slots for it. Without room in
@@ -75,32 +82,31 @@ func (h *hot) loan(ctx context.Context, bytes int64, wait time.Duration) (*shm.L
 	if h.arena == nil {
 		return nil, nil
 	}
+	ctx, cancel, err := h.room(ctx, bytes, wait)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	return h.arena.Loan(ctx, bytes)
+}
+
+// room pushes out old slots until bytes fit, as far as that is possible, and
+// returns the context under which to take them: it ends after wait (0: with ctx).
+func (h *hot) room(ctx context.Context, bytes int64, wait time.Duration) (context.Context, context.CancelFunc, error) {
 	if bytes > h.arena.Size() {
-		return nil, shm.ErrTooLarge // before pushing out anything in vain
+		return nil, nil, shm.ErrTooLarge // before pushing out anything in vain
 	}
 	for range maxEvictions {
 		st := h.arena.Stats()
-		if st.Waiting == 0 && st.Used+bytes+shm.Alignment <= st.Capacity {
-			l, err := h.tryLoan(ctx, bytes, time.Millisecond)
-			if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-				return l, err
-			}
-			// There is room, but in pieces: make more.
-		}
-		if !h.evict() {
+		if st.Waiting == 0 && bytes+shm.Alignment <= st.LargestFree || !h.evict() {
 			break
 		}
 	}
-	return h.tryLoan(ctx, bytes, wait)
-}
-
-func (h *hot) tryLoan(ctx context.Context, bytes int64, wait time.Duration) (*shm.Loan, error) {
 	if wait > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, wait)
-		defer cancel()
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		return ctx, cancel, nil
 	}
-	return h.arena.Loan(ctx, bytes)
+	return ctx, func() {}, nil
 }
 
 // evict drops the oldest slot of the arena that nobody reads, and reports whether
@@ -119,14 +125,14 @@ func (h *hot) evict() bool {
 
 // add keeps a published slot as the hot copy of a batch. If there is one already
 // the new slot is dropped.
-func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle) {
+func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.slots[id]; ok || h.closed {
 		_ = arena.Drop(handle) // gone already: as wanted
 		return
 	}
-	slot := &hotSlot{id: id, arena: arena, handle: handle}
+	slot := &hotSlot{id: id, arena: arena, handle: handle, digest: digest}
 	h.slots[id] = h.order.PushBack(slot)
 	if arena == h.arena {
 		return
@@ -174,19 +180,26 @@ func (h *hot) remove(id string) {
 // lease holds the hot copy of a batch for a reader in this process; nil if there
 // is none.
 func (h *hot) lease(id string) *shm.Lease {
+	l, _ := h.leaseDigest(id)
+	return l
+}
+
+// leaseDigest is lease, with the SHA-256 of the bytes, "" if they are not those
+// of the warm file.
+func (h *hot) leaseDigest(id string) (*shm.Lease, string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e, ok := h.slots[id]
 	if !ok {
-		return nil
+		return nil, ""
 	}
 	s := e.Value.(*hotSlot)
 	l, err := s.arena.Lease(s.handle, leaseOwner)
 	if err != nil { // the arena was closed under us
 		h.drop(e)
-		return nil
+		return nil, ""
 	}
-	return l
+	return l, s.digest
 }
 
 func (h *hot) close() {

@@ -36,11 +36,11 @@ func (b *Batch) Release() {
 	}
 }
 
-// OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from warm and cold are
-// verified against their SHA-256; a copy that is damaged or gone is passed over
-// for the next tier, and so is a peer that fails or does not answer in
-// Config.PeerTimeout. toArena brings the batch into the arena first, so that Lease
-// is set (ErrNoArena without one); it waits for room until ctx ends.
+// OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from
+// warm and cold are verified against their SHA-256; a copy that is damaged or
+// gone is passed over for the next tier, and so is a peer that fails or does not
+// answer in Config.PeerTimeout. toArena brings the batch into the arena first, so
+// that Lease is set (ErrNoArena without one); it waits for room until ctx ends.
 //
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
 // arrowio.ErrGone, ErrNotFound.
@@ -211,7 +211,7 @@ func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.hot.add(b.Ref.ID(), s.hot.arena, handle)
+	s.hot.add(b.Ref.ID(), s.hot.arena, handle, "") // framed anew, maybe in other bytes
 	rec, err := lease.Batch(arrowio.Trusted())
 	if err != nil {
 		return nil, err

@@ -2,14 +2,18 @@ package tiers_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -186,5 +190,64 @@ func TestErrorNamesThePeersReasonWhenNobodyCanServe(t *testing.T) {
 	_, err = s.OpenBatch(w.ctx, ref, false)
 	if !errors.Is(err, tiers.ErrNoTierHas) || !errors.Is(err, errPeerDown) {
 		t.Error(err)
+	}
+}
+
+func TestLocalGivesOutTheBytesOfTheCatalogsChecksum(t *testing.T) {
+	w := newWorld(t)
+	w.set = func(c *tiers.Config) { c.Advertise = "grpc+tls://gpu-7:8815" }
+	a, _ := w.store(1 << 20)
+	w.write(w.writer(a, dataset, fence("run-1", 1)), 0)
+	ref, err := a.Ref(w.ctx, dataset, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warm, ok := ref.In(arrowio.Warm)
+	if last := ref.Locations[len(ref.Locations)-1]; !ok || last.Tier != arrowio.Hot || last.URI != "grpc+tls://gpu-7:8815" || last.SHA256 != warm.SHA256 {
+		t.Errorf("%+v", ref.Locations)
+	}
+	cold, _ := w.store(0) // another process over the same files
+	// A third frames the batch anew in its arena, which is not what it gives out.
+	third, arena := w.store(1 << 20)
+	b, err := third.OpenBatch(w.ctx, ref, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Release()
+	for name, s := range map[string]*tiers.Store{"hot": a, "warm": cold, "brought": third} {
+		frame, digest, release, err := s.Local().Frame(w.ctx, dataset, 0)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		sum := sha256.Sum256(frame)
+		if digest != warm.SHA256 || hex.EncodeToString(sum[:]) != digest || (name == "brought") && arena.Contains(frame) {
+			t.Errorf("%s: %s, the catalog says %s", name, digest, warm.SHA256)
+		}
+		release()
+		rec, err := s.Local().Resolve(w.ctx, arrowio.Ref{Dataset: dataset})
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		same(t, rec, 0, 100)
+		rec.Release()
+	}
+	for _, c := range []struct {
+		dataset string
+		seq     uint64
+	}{{dataset, 1}, {"another", 0}, {"", 0}} {
+		if _, _, _, err := a.Local().Frame(w.ctx, c.dataset, c.seq); !errors.Is(err, arrowio.ErrGone) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := cold.Close(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := cold.Local().Frame(w.ctx, dataset, 0); !errors.Is(err, tiers.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	host := &shm.Host{}
+	_, err = tiers.Open(w.ctx, tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Warm: w.warm, Advertise: "gpu-7:8815", PeerTimeout: -1})
+	if !errors.Is(err, arrowio.ErrURI) || !strings.Contains(err.Error(), "PeerTimeout") {
+		t.Errorf("bad configuration: %v", err)
 	}
 }

@@ -30,10 +30,13 @@ type Store struct {
 	closed  atomic.Bool
 
 	peers peers
+	// advertise is the flight URI of this store's host, "" if it has none.
+	advertise string
 
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
 	copies arrowio.Copies
+	spills spills
 
 	// announced is, by dataset, one past the newest sequence that this store knows
 	// to be in the event stream; it saves publishing it again.
@@ -76,8 +79,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if !validPrefix.MatchString(cfg.Prefix) {
 		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
+	if cfg.Advertise != "" {
+		if _, err := arrowio.ParseFlightURI(cfg.Advertise); err != nil {
+			faults = append(faults, fmt.Errorf("config: Advertise: %w", err))
+		}
+	}
 	if cfg.PeerTimeout < 0 {
 		faults = append(faults, fmt.Errorf("config: PeerTimeout %s is negative", cfg.PeerTimeout))
+	}
+	if cfg.HotWait < 0 {
+		faults = append(faults, fmt.Errorf("config: HotWait %s is negative", cfg.HotWait))
 	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
@@ -87,8 +98,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
 	s.peers.open(cfg)
+	s.advertise = cfg.Advertise
 	var err error
-	if s.hot, err = openHot(cfg.Host, cfg.Arena, &s.copies); err != nil {
+	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}
 	}
 	if s.warm, err = openWarm(cfg.Warm); err != nil {
@@ -198,6 +210,8 @@ type Stats struct {
 	PeerErrors      int64 // failures of peers, batches that they do not have (any more) left out
 	Moved           int64 // verified migrations that this store flipped
 	CopiedBytes     int64 // body bytes copied into an arena from the Go heap or another tier
+	Spilled         int64 // batches written to the warm tier alone for want of room in the arena
+	SpilledBytes    int64 // their bodies
 }
 
 // Stats returns the counters since Open.
@@ -206,6 +220,7 @@ func (s *Store) Stats() Stats {
 		Hot: s.opened[0].Load(), Warm: s.opened[1].Load(), Cold: s.opened[2].Load(),
 		Peer: s.peers.opened.Load(), PeerErrors: s.peers.errors.Load(),
 		Moved: s.moved.Load(), CopiedBytes: s.copies.Bytes(),
+		Spilled: s.spills.batches.Load(), SpilledBytes: s.spills.bytes.Load(),
 	}
 }
 

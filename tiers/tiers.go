@@ -65,14 +65,19 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Config configures a Store.
 type Config struct {
-	Conn   *nats.Conn  // catalog
-	Bus    *events.Bus // batch.published, dataset.sealed, tier.moved
-	Host   *shm.Host   // arenas of this process
-	Arena  *shm.Arena  // where batches written here stay hot; nil: never hot
-	Warm   string      // directory of the warm tier, created 0700
-	Cold   ObjectStore // nil: no cold tier
-	Prefix string      // of KV bucket names; default "stokehold"
-	Logger *slog.Logger
+	Conn  *nats.Conn  // catalog
+	Bus   *events.Bus // batch.published, dataset.sealed, tier.moved
+	Host  *shm.Host   // arenas of this process
+	Arena *shm.Arena  // where batches written here stay hot; nil: never hot
+	// HotWait is how long a write waits for room when the arena is full of batches
+	// that are being read. Then, or at once if the batch is larger than the arena, it
+	// spills: the batch is written to the warm tier alone, which Stats counts and the
+	// log reports. Default 20 ms.
+	HotWait time.Duration
+	Warm    string      // directory of the warm tier, created 0700
+	Cold    ObjectStore // nil: no cold tier
+	Prefix  string      // of KV bucket names; default "stokehold"
+	Logger  *slog.Logger
 	// Peers opens batches that other processes hold: in shared memory on this host,
 	// or on other hosts. It is asked for what is not in an arena of this process,
 	// before the warm tier. Its batches must be valid (see arrowio.Resolver); the
@@ -82,6 +87,10 @@ type Config struct {
 	Peers arrowio.Resolver
 	// PeerTimeout bounds each answer of a peer. Default 5 s.
 	PeerTimeout time.Duration
+	// Advertise is the flight URI (arrowio.FlightURI) at which other hosts are given
+	// what Local has. Refs of batches written here name it as a hot location.
+	// "": they do not.
+	Advertise string
 }
 
 // ObjectStore is the small driver interface of the cold tier. Objects are

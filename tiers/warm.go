@@ -1,6 +1,7 @@
 package tiers
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -91,30 +92,23 @@ type staged struct {
 	location arrowio.Location
 }
 
-// stage writes body and syncs it. commit gives it its name, discard removes it;
+// stage writes content and syncs it. commit gives it its name, discard removes it;
 // one of them must be called.
-func (w *warm) stage(ctx context.Context, dataset string, seq uint64, body []byte) (*staged, error) {
+func (w *warm) stage(ctx context.Context, dataset string, seq uint64, content io.WriterTo) (_ *staged, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(body)
-	digest := hex.EncodeToString(sum[:])
-	path, err := w.path(dataset, seq, digest)
+	f, err := os.CreateTemp(filepath.Join(w.dir, stageDir), fmt.Sprintf("%d-*", seq)) // 0600
 	if err != nil {
 		return nil, err
 	}
-	uri, err := arrowio.FileURI(path)
-	if err != nil {
-		return nil, err
+	s := &staged{warm: w, tmp: f.Name()}
+	sum := sha256.New()
+	out := bufio.NewWriterSize(f, 64<<10) // a frame's padding comes in small pieces
+	n, err := content.WriteTo(io.MultiWriter(sum, out))
+	if err == nil {
+		err = out.Flush()
 	}
-	f, err := os.CreateTemp(filepath.Join(w.dir, stageDir), digest[:16]+"-*") // 0600
-	if err != nil {
-		return nil, err
-	}
-	s := &staged{warm: w, tmp: f.Name(), path: path, location: arrowio.Location{
-		Tier: arrowio.Warm, URI: uri, Bytes: int64(len(body)), SHA256: digest, Codec: "arrow-ipc",
-	}}
-	_, err = f.Write(body)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -122,6 +116,17 @@ func (w *warm) stage(ctx context.Context, dataset string, seq uint64, body []byt
 		s.discard()
 		return nil, fmt.Errorf("write warm copy: %w", err)
 	}
+	digest := hex.EncodeToString(sum.Sum(nil))
+	if s.path, err = w.path(dataset, seq, digest); err != nil {
+		s.discard()
+		return nil, err
+	}
+	uri, err := arrowio.FileURI(s.path)
+	if err != nil {
+		s.discard()
+		return nil, err
+	}
+	s.location = arrowio.Location{Tier: arrowio.Warm, URI: uri, Bytes: n, SHA256: digest, Codec: "arrow-ipc"}
 	return s, nil
 }
 

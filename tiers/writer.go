@@ -231,85 +231,6 @@ func (w *Writer) AdoptSlotAt(ctx context.Context, seq uint64, arena *shm.Arena, 
 	return ref, nil
 }
 
-// body is a batch framed in memory, about to be written.
-type body struct {
-	frame       []byte
-	fingerprint string
-	rows        int64
-	bodyBytes   int64
-	hot         *arrowio.Location
-	keep        func(id string) // makes the shared slot the batch's hot copy
-	abandon     func()          // gives the shared slot up
-}
-
-func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, error) {
-	frame, err := arrowio.Prepare(batch)
-	if err != nil {
-		return nil, err
-	}
-	if frame.Size() > MaxBatchBytes {
-		return nil, fmt.Errorf("%w: %d bytes framed, at most %d: write smaller batches", ErrTooLarge, frame.Size(), int64(MaxBatchBytes))
-	}
-	b := &body{
-		fingerprint: arrowio.Fingerprint(batch.Schema()), rows: batch.NumRows(), bodyBytes: frame.BodyBytes(),
-		keep: func(string) {}, abandon: func() {},
-	}
-	h := w.store.hot
-	loan, err := h.loan(ctx, frame.Size(), briefWait)
-	if err != nil && ctx.Err() != nil {
-		return nil, err
-	}
-	if loan == nil { // no arena, or no room: the batch is not hot, and that is all
-		b.frame, err = arrowio.Encode(batch, nil)
-		return b, err
-	}
-	if _, err := frame.EncodeTo(loan.Bytes(), h.copies); err != nil {
-		loan.Cancel()
-		return nil, err
-	}
-	handle := loan.Publish()
-	lease, err := h.arena.Lease(handle, leaseOwner) // or the memory goes if the arena is closed now
-	if err != nil {
-		return nil, err
-	}
-	b.frame = lease.Bytes()
-	b.hot = &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"}
-	b.keep = func(id string) { h.add(id, h.arena, handle); lease.Release() }
-	b.abandon = func() { _ = h.arena.Drop(handle); lease.Release() } // gone with its arena: as wanted
-	return b, nil
-}
-
-func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
-	h := w.store.hot
-	fail := func(err error) (*body, error) {
-		_ = seg.Drop(handle) // gone with its arena: as wanted
-		return nil, err
-	}
-	if err := h.host.Add(seg); err != nil {
-		return fail(err)
-	}
-	lease, err := seg.Lease(handle, leaseOwner)
-	if err != nil {
-		return fail(err)
-	}
-	frame := lease.Bytes()
-	rec, err := lease.Batch() // validated in full: the writer was another process
-	if err != nil {
-		return fail(err)
-	}
-	bodyBytes, err := arrowio.BodyBytes(rec)
-	if err != nil {
-		rec.Release()
-		return fail(err)
-	}
-	return &body{
-		frame: frame, fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
-		hot:     &arrowio.Location{Tier: arrowio.Hot, URI: handle.String(), Bytes: handle.Length, Codec: "arrow-ipc"},
-		keep:    func(id string) { h.add(id, seg, handle); rec.Release() },
-		abandon: func() { rec.Release(); _ = seg.Drop(handle) }, // gone with its arena: as wanted
-	}, nil
-}
-
 // write is the protocol: see the package documentation.
 func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, error)) (ref arrowio.Ref, err error) {
 	s := w.store
@@ -337,6 +258,9 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err != nil {
 		return ref, err
 	}
+	if b.spilled != nil {
+		s.spill(ctx, batchID(w.dataset, seq), b)
+	}
 	kept := false
 	defer func() {
 		if !kept {
@@ -346,7 +270,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if b.fingerprint != w.fingerprint {
 		return ref, fmt.Errorf("%w: %s, dataset has %s", ErrSchema, b.fingerprint, w.fingerprint)
 	}
-	file, err := s.warm.stage(ctx, w.dataset, seq, b.frame)
+	file, err := s.warm.stage(ctx, w.dataset, seq, b.content)
 	if err != nil {
 		return ref, err
 	}
@@ -359,6 +283,12 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 		ref.Locations = append(ref.Locations, *b.hot)
 	}
 	ref.Locations = append(ref.Locations, file.location)
+	if s.advertise != "" {
+		// The bytes given out there are those of the file, wherever they lie.
+		ref.Locations = append(ref.Locations, arrowio.Location{
+			Tier: arrowio.Hot, URI: s.advertise, Bytes: file.location.Bytes, SHA256: file.location.SHA256, Codec: file.location.Codec,
+		})
+	}
 	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC()}
 	ev, err := w.batchEvent(e)
 	if err == nil {
@@ -393,7 +323,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err := w.commit(ctx, next); err != nil {
 		return ref, err
 	}
-	b.keep(ref.ID())
+	b.keep(ref.ID(), file.location.SHA256)
 	kept = true
 	if w.own != nil {
 		w.own = append(w.own, seq)

@@ -38,6 +38,25 @@ func ExamplePipeline() {
 	//   on drift.detected when data.statistic > data.threshold, cooldown 24h0m0s of event time
 }
 
+func ExampleInWorker() {
+	read := stages.Func(func(ctx context.Context, task *stages.Task) error { return nil })
+
+	p := workflows.New("churn", "")
+	features := p.Preprocess("features", p.Ingest("events", read), read, workflows.InChildProcess())
+	p.Train("train", features, stages.Remote{}, workflows.InWorker("python"))
+	d, err := p.Build()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Print(d.Text())
+	// Output:
+	// churn
+	//   events    ingest
+	//   features  preprocess  <- events  [child process]
+	//   train     train       <- features  => model churn  [worker python]
+}
+
 func ExamplePipeline_Build_faults() {
 	p := workflows.New("late-flights", "")
 	p.Train("train", workflows.Dataset{}, nil, workflows.Attempts(0))

@@ -21,7 +21,7 @@ type Config struct {
 	Bytes int64  // capacity, rounded up to whole pages; required
 	Name  string // shown in /proc/PID/maps; default "stokehold"
 	// Prefault touches every page when the arena is made, so that no first write to
-	// one waits for the kernel. It takes about a second per 4 GiB.
+	// one waits for the kernel. It takes about a second per GiB.
 	Prefault bool
 	// HugePages asks for larger pages. What the machine does not give is done without;
 	// Stats.HugePages says so.
@@ -294,12 +294,7 @@ func (a *Arena) take(bytes int64) *slot {
 	if part == 0 {
 		return nil
 	}
-	s := a.spareSlots
-	if s == nil {
-		s = &slot{}
-	} else {
-		a.spareSlots = s.next
-	}
+	s := a.spareSlot()
 	a.next++
 	offset := a.space.parts[part].offset
 	*s = slot{
@@ -311,6 +306,16 @@ func (a *Arena) take(bytes int64) *slot {
 	a.stats.Loans++
 	a.stats.Used += reserved
 	a.stats.HighWater = max(a.stats.HighWater, a.stats.Used)
+	return s
+}
+
+// spareSlot is one to be filled. Callers hold mu.
+func (a *Arena) spareSlot() *slot {
+	s := a.spareSlots
+	if s == nil {
+		return &slot{}
+	}
+	a.spareSlots = s.next
 	return s
 }
 
@@ -358,9 +363,9 @@ func (a *Arena) reuse(s *slot) {
 	}
 	if a.peer != nil {
 		a.peer.free(s.handle.Offset)
-		return
+	} else {
+		a.space.give(s.part)
 	}
-	a.space.give(s.part)
 	s.next = a.spareSlots
 	a.spareSlots = s
 	a.serve()

@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// available is the memory in bytes that could be reserved now: the machine's,
-// or that of a control group this process is in, if that is less.
-func available() (bytes int64, known bool) {
-	if kib, ok := numberOf("/proc/meminfo", "MemAvailable:"); ok {
-		bytes, known = kib<<10, true
+// available reports whether size bytes could be reserved now, and if not how many
+// could: of the machine's, or of a control group's that this process is in. What
+// cannot be found out is taken to be enough.
+func available(size int64) (bytes int64, enough bool) {
+	if kib, ok := numberOf("/proc/meminfo", "MemAvailable:"); ok && kib<<10 < size {
+		return kib << 10, false
 	}
 	for _, g := range memoryGroups() {
-		left, ok := g.left()
-		if ok && (!known || left < bytes) {
-			bytes, known = left, true
+		if left, ok := g.left(size); ok && left < size {
+			return left, false
 		}
 	}
-	return bytes, known
+	return size, true
 }
 
 // group is a memory control group, by the names that its version gives things.
@@ -64,12 +64,16 @@ func memoryGroups() []group {
 	return groups
 }
 
-// left is what may still be taken; ok is false without a limit.
-func (g group) left() (bytes int64, ok bool) {
+// left is what may still be taken, or any number above wanted; ok is false without
+// a limit.
+func (g group) left(wanted int64) (bytes int64, ok bool) {
 	limit, okLimit := fileNumber(path.Join(g.dir, g.limit))
 	used, okUsed := fileNumber(path.Join(g.dir, g.used))
 	if !okLimit || !okUsed {
 		return 0, false
+	}
+	if limit-used >= wanted {
+		return limit - used, true // the statistics below take the kernel a millisecond
 	}
 	// Page cache counts as used but can be dropped. Shared memory counts as page
 	// cache and cannot.

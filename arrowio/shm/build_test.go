@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"unsafe"
@@ -88,8 +89,7 @@ func fill(b *array.RecordBuilder, rows int) {
 	}
 }
 
-// many builds rows of manySchema and checks that the allocator's memory is all
-// accounted for by the batch.
+// many builds rows of manySchema.
 func many(mem memory.Allocator, rows int) arrow.RecordBatch {
 	b := array.NewRecordBuilder(mem, manySchema())
 	defer b.Release()
@@ -327,7 +327,7 @@ func TestBuildWithDictionaries(t *testing.T) {
 	schema := arrow.NewSchema([]arrow.Field{
 		{Name: "a", Type: dict, Nullable: true}, {Name: "n", Type: arrow.PrimitiveTypes.Int64}, {Name: "b", Type: dict},
 	}, nil)
-	make := func(mem memory.Allocator, words int) arrow.RecordBatch {
+	coded := func(mem memory.Allocator, words int) arrow.RecordBatch {
 		b := array.NewRecordBuilder(mem, schema)
 		defer b.Release()
 		for i := range 2000 {
@@ -345,12 +345,12 @@ func TestBuildWithDictionaries(t *testing.T) {
 		t.Run(fmt.Sprint(words, " words"), func(t *testing.T) {
 			a := arena(t, 4<<20)
 			b := build(t, a, schema, 256<<10)
-			rec := make(b.Allocator(), words)
+			rec := coded(b.Allocator(), words)
 			h, copied, err := b.Publish(t.Context(), rec, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := make(memory.NewGoAllocator(), words)
+			want := coded(memory.NewGoAllocator(), words)
 			defer want.Release()
 			published(t, a, h, want)
 			body, err := arrowio.BodyBytes(want)
@@ -486,7 +486,7 @@ func TestAnyArrowReadsABuiltFrame(t *testing.T) {
 	b := build(t, a, dict, 64<<10)
 	db := array.NewRecordBuilder(b.Allocator(), dict)
 	for i := range 100 {
-		if err := db.Field(0).(*array.BinaryDictionaryBuilder).AppendString(fmt.Sprint(i % 7)); err != nil {
+		if err := db.Field(0).(*array.BinaryDictionaryBuilder).AppendString(strconv.Itoa(i % 7)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -136,6 +136,40 @@ func (h *Host) Drop(uri string) error {
 	return a.Drop(handle)
 }
 
+// Locate leases the slot that p lies in, on behalf of owner; ok is false if it
+// lies in no slot that can be leased. Together with arrowio.SameMemory and
+// Arena.Keep it publishes again, without a copy, what was published before.
+func (h *Host) Locate(p []byte, owner string) (lease Lease, ok bool) {
+	for _, a := range h.all() {
+		if lease, ok := a.locate(p, owner); ok {
+			return lease, true
+		}
+	}
+	return Lease{}, false
+}
+
+func (a *Arena) locate(p []byte, owner string) (Lease, bool) {
+	a.mu.Lock()
+	at := int64(-1)
+	for _, m := range [][]byte{a.readable, a.writable} {
+		if within(m, p) {
+			at = int64(uintptr(unsafe.Pointer(unsafe.SliceData(p))) - uintptr(unsafe.Pointer(unsafe.SliceData(m))))
+		}
+	}
+	var found Handle
+	for _, s := range a.slots {
+		if h := s.handle; at >= h.Offset && at < h.Offset+h.Length && !s.open {
+			found = h
+		}
+	}
+	a.mu.Unlock()
+	if found.Length == 0 {
+		return Lease{}, false
+	}
+	l, err := a.Hold(found, owner)
+	return l, err == nil
+}
+
 // ReclaimOwner ends all leases of an owner in all arenas and returns their
 // number. See Arena.ReclaimOwner.
 func (h *Host) ReclaimOwner(owner string) int {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -175,6 +176,28 @@ func TestStatsOfFreeMemory(t *testing.T) {
 	}
 	want := []shm.Class{{Bytes: 8 * page, Taken: 5, TakenSize: 40 * page, Free: 3, FreeSize: 24 * page}}
 	if got := a.Classes(); len(got) != 1 || got[0] != want[0] {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestHolders(t *testing.T) {
+	a := arena(t, page)
+	small, large := loan(t, a, 64).Publish(), loan(t, a, 640).Publish()
+	for owner, h := range map[string]shm.Handle{"b": large, "a": small} {
+		if _, err := a.Lease(h, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Lease(large, "a"); err != nil {
+		t.Fatal(err)
+	}
+	want := []shm.Holder{{Owner: "a", Leases: 2, Bytes: 704}, {Owner: "b", Leases: 1, Bytes: 640}}
+	if got := a.Holders(); !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
+	}
+	a.ReclaimOwner("a")
+	a.ReclaimOwner("b")
+	if got := a.Holders(); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}
 }

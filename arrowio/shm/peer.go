@@ -72,7 +72,8 @@ func (p *Peer) Publish(token uint64, offset, length int64) (Handle, error) {
 		return Handle{}, fmt.Errorf("shm: publish %d bytes at %d in arena %s: %w: one begins there", length, offset, a.id, ErrSlot)
 	}
 	a.next++
-	s := &slot{handle: Handle{Arena: a.id, Offset: offset, Length: length, Generation: a.next}, reserved: roundUp(length, Alignment), holds: 1}
+	s := a.spareSlot()
+	*s = slot{handle: Handle{Arena: a.id, Offset: offset, Length: length, Generation: a.next}, reserved: roundUp(length, Alignment), holds: 1}
 	a.slots[offset] = s
 	p.tokens[offset] = token
 	a.stats.Slots++

@@ -1,5 +1,10 @@
 package shm
 
+import (
+	"slices"
+	"strings"
+)
+
 // Stats counts an arena's, or a host's arenas', use. Bytes are of slots as
 // reserved (rounded up to Alignment).
 type Stats struct {
@@ -83,4 +88,28 @@ func (a *Arena) Classes() []Class {
 		return nil
 	}
 	return a.space.byPower()
+}
+
+// Holder says what one owner has leased.
+type Holder struct {
+	Owner  string `json:"owner"`
+	Leases int    `json:"leases"`
+	Bytes  int64  `json:"bytes"` // of frames, one that is leased twice counted twice
+}
+
+// Holders lists who holds leases, by name: what keeps a full arena full.
+func (a *Arena) Holders() []Holder {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]Holder, 0, len(a.owners))
+	for name, o := range a.owners {
+		h := Holder{Owner: name}
+		for x := o.first; x != nil; x = x.next {
+			h.Leases++
+			h.Bytes += x.slot.handle.Length
+		}
+		all = append(all, h)
+	}
+	slices.SortFunc(all, func(a, b Holder) int { return strings.Compare(a.Owner, b.Owner) })
+	return all
 }

@@ -4,6 +4,7 @@ whether it is valid, what its values are, and writes it again.
 Requests on standard input: u32 length, JSON {"length": n, "values": text or null}.
 The frame is the first n bytes of the file named by the only argument. Answers on
 standard output: u32 length, JSON, u32 length, the batch as pyarrow writes it.
+The request {"make": name} asks for a stream that pyarrow makes, see foreign.
 """
 
 import faulthandler
@@ -132,6 +133,61 @@ def judge(request, memory, answer):
             raise ValueError(f"values {json.dumps(have)[:2000]}")
 
 
+def written(batches, **options):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return batches[-1], sink.getvalue().to_pybytes()
+
+
+def words(*values):
+    return pa.RecordBatch.from_arrays([pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(values))], ["word"])
+
+
+def foreign():
+    """Streams by name, each with the batch it ends with; made when asked for."""
+    ints = pa.array([1, None, 3, 4, 5], pa.int64())
+    text = pa.array(["a", "bé", None, "", "a longer text than twelve bytes"])
+    deep = pa.array([[{"k": 1, "v": ["x", None]}], None, [], [{"k": None, "v": None}, {"k": 2, "v": []}], []])
+    batch = pa.RecordBatch.from_arrays(
+        [
+            ints, text, text.cast(pa.large_string()), text.cast(pa.string_view()), text.dictionary_encode(), deep,
+            pa.array([b"x", None, b"", b"yz", b"q"], pa.binary_view()),
+            pa.array([[1, 2], None, [], [3], [4, 5]], pa.list_view(pa.int16())),
+            pa.array([[(1, "a")], None, [], [(2, None), (3, "c")], []], pa.map_(pa.int32(), pa.string())),
+            pa.RunEndEncodedArray.from_arrays(pa.array([2, 5], pa.int32()), pa.array(["r", None])),
+            pa.UnionArray.from_dense(pa.array([0, 1, 0, 0, 1], pa.int8()), pa.array([0, 0, 1, 2, 1], pa.int32()), [ints, text]),
+            pa.UnionArray.from_sparse(pa.array([0, 1, 0, 0, 1], pa.int8()), [ints, text]),
+            pa.array([None] * 5), pa.array([1.5, None, 2, 3, 4], pa.float16()),
+            pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(range(16))] * 5, pa.binary(16))),
+            pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2]), pa.array([[1, 2]] * 5, pa.list_(pa.float32(), 2))),
+            pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1"] * 5)),
+        ],
+        [f"c{i}" for i in range(17)],
+    ).replace_schema_metadata({"b": "1", "a": "2"})  # fmt: skip
+    streams = {
+        "default": lambda: written([batch]),
+        "sliced": lambda: written([batch.slice(1, 3)]),
+        "no rows": lambda: written([batch.slice(0, 0)]),
+        "no columns": lambda: written([pa.RecordBatch.from_arrays([], [])]),
+        "empty list of size 0": lambda: written([pa.RecordBatch.from_arrays([pa.array([[], []], pa.list_(pa.int8(), 0))], ["x"])]),
+        "lz4": lambda: written([batch], compression="lz4"),
+        "zstd": lambda: written([batch], compression="zstd"),
+        "metadata V4": lambda: written([batch.select([0, 1])], metadata_version=pa.ipc.MetadataVersion.V4),
+        "before 0.15": lambda: written([batch.select([0, 1])], use_legacy_format=True),
+        "dictionary delta": lambda: written([words("a", "b"), words("a", "b", "c")], emit_dictionary_deltas=True),
+        "dictionary replacement": lambda: written([words("a", "b"), words("c", "d")]),
+        "two batches": lambda: written([batch, batch]),
+    }  # fmt: skip
+    return streams
+
+
+def make(name):
+    batch, out = foreign()[name]()
+    return {"values": json.dumps([plain(c) for c in batch.columns], separators=(",", ":")), "written": out}
+
+
 def main():
     faulthandler.enable()
     with open(sys.argv[1], "rb") as f:
@@ -143,7 +199,10 @@ def main():
         request = json.loads(stdin.read(struct.unpack("<I", head)[0]))
         answer = {}
         try:
-            judge(request, memory, answer)
+            if "make" in request:
+                answer = make(request["make"])
+            else:
+                judge(request, memory, answer)
         except Exception as e:  # the judgement
             answer["error"] = f"{type(e).__name__}: {e}"
             answer["traceback"] = traceback.format_exc()

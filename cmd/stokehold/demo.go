@@ -24,6 +24,8 @@ import (
 
 type demoFlags struct {
 	data, report string
+	worker       string
+	python       string
 	seed         uint64
 	weeks        int
 	keep, plain  bool
@@ -44,6 +46,8 @@ With --state, a demo that was killed goes on where it was.`,
 	var f demoFlags
 	cmd.Flags().StringVar(&f.data, "data", "", "your own flights, Parquet or CSV `file` of the same columns")
 	cmd.Flags().StringVar(&f.report, "report", "", "write the report as JSON to this `file` (docs/REPORT.md)")
+	cmd.Flags().StringVar(&f.worker, "worker", "go", "what makes the features: `go` (a child process of this program) or python")
+	cmd.Flags().StringVar(&f.python, "python", "", "`interpreter` for --worker python, which needs pyarrow and numpy (default $STOKEHOLD_PYTHON, else .venv/bin/python, else python3)")
 	cmd.Flags().Uint64Var(&f.seed, "seed", 1, "`number` that all randomness comes from: same seed, same models")
 	cmd.Flags().IntVar(&f.weeks, "weeks", 0, "end after this `number` of live weeks (default all)")
 	cmd.Flags().BoolVar(&f.keep, "keep", false, "leave the stack up at the end, until Ctrl-C")
@@ -52,9 +56,38 @@ With --state, a demo that was killed goes on where it was.`,
 		if f.weeks < 0 {
 			return usagef("%s: --weeks %d: want 0 or more", cmd.CommandPath(), f.weeks)
 		}
+		switch f.worker {
+		case "python":
+			f.python = a.interpreter(f.python)
+		case "go":
+			if f.python != "" {
+				return usagef("%s: --python without --worker python", cmd.CommandPath())
+			}
+		default:
+			return usagef("%s: --worker %q: want go or python", cmd.CommandPath(), f.worker)
+		}
 		return a.runDemo(cmd, f)
 	}
 	return cmd
+}
+
+// interpreter is the Python to use: the one named, or where one is usually found.
+func (a *app) interpreter(named string) string {
+	const local = ".venv/bin/python"
+	for _, v := range a.env.Environ {
+		if name, ok := strings.CutPrefix(v, "STOKEHOLD_PYTHON="); ok && named == "" {
+			named = name
+		}
+	}
+	if named != "" {
+		return named
+	}
+	if path, err := filepath.Abs(local); err == nil {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return "python3"
 }
 
 func (a *app) runDemo(cmd *cobra.Command, f demoFlags) (err error) {
@@ -68,7 +101,12 @@ func (a *app) runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 		return err
 	}
 	defer discard()
-	h := hosting{Seed: f.seed, Weeks: f.weeks}
+	h := hosting{Seed: f.seed, Weeks: f.weeks, Python: f.python}
+	if h.Python != "" {
+		if err := flights.CheckPython(cmd.Context(), h.Python); err != nil {
+			return err
+		}
+	}
 	if f.data != "" {
 		if h.Data, err = flights.Open(cmd.Context(), f.data); err != nil {
 			return err

@@ -41,10 +41,11 @@ type platform struct {
 
 // hosting is what a person chooses about the hosted pipelines.
 type hosting struct {
-	Seed  uint64
-	Data  *flights.Data  // the user's own; nil: what the example brings
-	Weeks int            // live weeks; 0: all
-	Tell  func(view.Msg) // progress, for the live view; nil: nobody looks
+	Seed   uint64
+	Data   *flights.Data  // the user's own; nil: what the example brings
+	Weeks  int            // live weeks; 0: all
+	Python string         // interpreter that runs the features stage; "": this program does
+	Tell   func(view.Msg) // progress, for the live view; nil: nobody looks
 }
 
 // system is a connection to a deployment.

@@ -11,6 +11,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/stages/deploy"
+	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -51,6 +52,10 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 		S3: stokehold.S3{
 			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
 			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
+		},
+		Flight: stokehold.Flight{
+			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
+			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
 		},
 		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
 	}, append(opts, more...)...)
@@ -106,11 +111,22 @@ func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err erro
 		return nil, err
 	}
 	sys.Closer = func(ctx context.Context) error { return errors.Join(app.Close(ctx), server.Shutdown(ctx)) }
-	sys.Definitions, err = flights.Pipelines(flights.NewStages(data, &deploy.Client{URL: server.URL()}))
+	work := stokehold.WorkConfig{Seed: h.Seed}
+	set := flights.NewStages(data, &deploy.Client{URL: server.URL()})
+	if h.Python != "" {
+		set.FeaturesWorker = flights.PythonWorker
+		c, err := flights.NewPythonWorker(h.Python, cfg.StateDir)
+		if err != nil {
+			return nil, err
+		}
+		work.Workers = map[string]worker.Config{flights.PythonWorker: c}
+	}
+	sys.Definitions, err = flights.Pipelines(set)
 	if err != nil {
 		return nil, err
 	}
-	_, err = app.Work(ctx, stokehold.WorkConfig{Pipelines: sys.Definitions, Seed: h.Seed})
+	work.Pipelines = sys.Definitions
+	_, err = app.Work(ctx, work)
 	return sys, err
 }
 

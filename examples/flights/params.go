@@ -78,10 +78,5 @@ func (d *Data) at(task *stages.Task) (time.Time, error) {
 
 // Rows is the number of flights in a week.
 func (d *Data) Rows(ctx context.Context, week uint64) (int64, error) {
-	b, err := d.Source.Batch(ctx, week)
-	if err != nil {
-		return 0, err
-	}
-	defer b.Release()
-	return b.NumRows(), nil
+	return d.Source.Count(ctx, week)
 }

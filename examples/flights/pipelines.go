@@ -42,12 +42,14 @@ func Late() train.Target { return train.Target{Column: "delay", Above: LateMinut
 // replace one (another detector, another trainer) before it builds them.
 type Stages struct {
 	Schedule, Labels *ingest.Stage
-	Features         MakeFeatures
-	Train            *train.Stage
-	Evaluate         *evaluate.Stage
-	Deploy           *deploy.Stage
-	Score            *Score
-	Monitor          *drift.Monitor
+	// FeaturesWorker names the worker of another program that makes the features;
+	// "": a child process of this one does.
+	FeaturesWorker string
+	Train          *train.Stage
+	Evaluate       *evaluate.Stage
+	Deploy         *deploy.Stage
+	Score          *Score
+	Monitor        *drift.Monitor
 }
 
 // NewStages returns the example's stages for data d, scored by client.
@@ -78,6 +80,13 @@ func ChildStages() map[string]stages.Stage {
 	}
 }
 
+func (s *Stages) whereFeatures() workflows.Option {
+	if s.FeaturesWorker != "" {
+		return workflows.InWorker(s.FeaturesWorker)
+	}
+	return workflows.InChildProcess()
+}
+
 func featuresToTrain() stages.Stage { return MakeFeatures{Window: trailingAndThis} }
 func featuresToScore() stages.Stage { return MakeFeatures{Window: thisWeek} }
 
@@ -103,7 +112,7 @@ func trainPipeline(s *Stages) *workflows.Pipeline {
 	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule))
 	labels := p.Ingest("labels", s.Labels, workflows.Into(Labels))
 	features := p.Preprocess(FeatureStage, schedule, featuresToTrain(),
-		workflows.Reads(labels), workflows.Into(Features), workflows.InChildProcess())
+		workflows.Reads(labels), workflows.Into(Features), s.whereFeatures())
 	model := p.Train("train", features, s.Train, workflows.Reads(labels), workflows.Named(Model))
 	scores := p.Evaluate("evaluate", model, features, s.Evaluate, workflows.Reads(labels))
 	p.Deploy("deploy", model, scores, s.Deploy, workflows.Reads(features, labels))
@@ -120,7 +129,7 @@ func scorePipeline(s *Stages) *workflows.Pipeline {
 	p := workflows.New(ScorePipeline, "Predict a week's flights through the serving endpoint")
 	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule))
 	features := p.Preprocess(FeatureStage, schedule, featuresToScore(),
-		workflows.Reads(p.Source(Labels)), workflows.Into(Features), workflows.InChildProcess())
+		workflows.Reads(p.Source(Labels)), workflows.Into(Features), s.whereFeatures())
 	p.Preprocess("score", features, s.Score, workflows.Into(Predictions))
 	p.On(workflows.Trigger{Name: "data", Types: []string{TypeDataArrived}, Key: "string(data.week)"})
 	return p

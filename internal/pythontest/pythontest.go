@@ -54,6 +54,24 @@ func Interpreter(tb testing.TB) string {
 	return ""
 }
 
+// Needs skips the test if the interpreter lacks a module, or fails it if
+// $STOKEHOLD_REQUIRE_PYTHON is set.
+func Needs(tb testing.TB, interpreter, module string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), probeTimeout)
+	defer cancel()
+	// Found, not imported: that would cost each test the time that it takes.
+	find := "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+	err := exec.CommandContext(ctx, interpreter, "-c", find, module).Run()
+	switch {
+	case err == nil:
+	case os.Getenv(RequireEnv) != "":
+		tb.Fatalf("pythontest: $%s is set, and %s has no %s: %v", RequireEnv, interpreter, module, err)
+	default:
+		tb.Skipf("pythontest: SKIPPED, this test proves nothing here: %s has no %s: `task python:venv`", interpreter, module)
+	}
+}
+
 // Source returns the directory that holds the package stokehold, for PYTHONPATH:
 // an interpreter that only has pyarrow then runs the code of this checkout.
 func Source(tb testing.TB) string {

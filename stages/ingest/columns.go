@@ -240,50 +240,58 @@ func stringValue(arr arrow.Array) (func(int) string, bool) {
 	return nil, false
 }
 
-// split builds one batch per key, rows in the file's order.
-func (t *Columns) split(keys []uint64, n uint64) ([]arrow.RecordBatch, []time.Time, error) {
+// split orders the rows by key.
+func (t *Columns) split(keys []uint64, n uint64) (*split, error) {
 	start := make([]int, n+1)
 	for _, k := range keys {
 		start[k+1]++
 	}
 	for k := range n {
 		if start[k+1] == 0 {
-			return nil, nil, &Error{File: t.file, Err: ErrValue, Detail: fmt.Sprintf("no rows for batch %d of %d: the file has a gap", k, n)}
+			return nil, &Error{File: t.file, Err: ErrValue, Detail: fmt.Sprintf("no rows for batch %d of %d: the file has a gap", k, n)}
 		}
 		start[k+1] += start[k]
 	}
-	order := make([]int, len(keys))
+	sp := &split{table: t, order: make([]int, len(keys)), start: start}
 	next := append([]int(nil), start...)
 	for row, k := range keys {
-		order[next[k]] = row
+		sp.order[next[k]] = row
 		next[k]++
 	}
-	var batches []arrow.RecordBatch
-	var first []time.Time
-	for k := range n {
-		rows := order[start[k]:start[k+1]]
-		batches = append(batches, t.build(rows))
-		for i := range t.cols {
-			if t.cols[i].kind != kindTime {
-				continue
-			}
+	for i := range t.cols {
+		if t.cols[i].kind != kindTime {
+			continue
+		}
+		for k := range n {
+			rows := sp.rowsOf(k)
 			least := t.cols[i].ints[rows[0]]
 			for _, r := range rows {
 				least = min(least, t.cols[i].ints[r])
 			}
-			first = append(first, time.UnixMicro(least).UTC())
-			break
+			sp.first = append(sp.first, time.UnixMicro(least).UTC())
 		}
+		break
 	}
-	return batches, first, nil
+	return sp, nil
 }
 
-func (t *Columns) build(rows []int) arrow.RecordBatch {
-	b := array.NewRecordBuilder(memory.DefaultAllocator, t.schema)
-	defer b.Release()
-	b.Reserve(len(rows))
+// column returns the one of that name, which schema has been checked to have.
+func (t *Columns) column(name string) *column {
 	for i := range t.cols {
-		c := &t.cols[i]
+		if t.cols[i].name == name {
+			return &t.cols[i]
+		}
+	}
+	return nil
+}
+
+// build makes a batch of rows. schema is of some of the columns, by name.
+func (t *Columns) build(mem memory.Allocator, schema *arrow.Schema, rows []int) arrow.RecordBatch {
+	b := array.NewRecordBuilder(mem, schema)
+	defer b.Release()
+	for i, field := range schema.Fields() {
+		c := t.column(field.Name)
+		b.Field(i).Resize(len(rows)) // Reserve would take up to twice as much
 		switch f := b.Field(i).(type) {
 		case *array.TimestampBuilder:
 			for _, r := range rows {
@@ -298,12 +306,36 @@ func (t *Columns) build(rows []int) arrow.RecordBatch {
 				f.UnsafeAppend(c.floats[r])
 			}
 		case *array.StringBuilder:
+			f.ReserveData(c.text(rows))
 			for _, r := range rows {
 				f.Append(c.strings[r])
 			}
 		}
 	}
 	return b.NewRecordBatch()
+}
+
+// text is the length in bytes of the strings of rows.
+func (c *column) text(rows []int) (bytes int) {
+	for _, r := range rows {
+		bytes += len(c.strings[r])
+	}
+	return bytes
+}
+
+// bytes is what build takes of its allocator, at most.
+func (t *Columns) bytes(schema *arrow.Schema, rows []int) (n int64) {
+	const least, buffer = 32, 64 // of a builder's rows, and what buffers are rounded up to
+	for _, field := range schema.Fields() {
+		values := int64(max(len(rows), least))
+		n += values/8 + buffer // which are not null
+		if c := t.column(field.Name); c.kind == kindString {
+			n += 4*(values+1) + int64(c.text(rows)) + 2*buffer
+		} else {
+			n += 8*values + buffer
+		}
+	}
+	return n
 }
 
 func quoted(names []string) string {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
 
 	"github.com/stokehold/stokehold/stages"
 )
@@ -121,18 +120,19 @@ func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 }
 
 func (s *Stage) write(ctx context.Context, task *stages.Task, schema *arrow.Schema, key uint64) error {
-	whole, err := s.Source.Batch(ctx, key)
+	sp, err := s.Source.find(ctx, key)
 	if err != nil {
 		return permanent(err)
 	}
-	defer whole.Release()
-	columns := make([]arrow.Array, schema.NumFields())
-	for i, f := range schema.Fields() {
-		columns[i] = whole.Column(whole.Schema().FieldIndices(f.Name)[0])
+	rows := sp.rowsOf(key)
+	build, err := task.Build(ctx, schema, sp.table.bytes(schema, rows))
+	if err != nil {
+		return err
 	}
-	rec := array.NewRecordBatch(schema, columns, whole.NumRows())
+	defer build.Cancel()
+	rec := sp.table.build(build.Allocator(), schema, rows)
 	defer rec.Release()
-	_, err = task.WriteAt(ctx, key, rec)
+	_, err = task.WriteBuiltAt(ctx, key, build, rec)
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
 // DefaultMaxRows bounds a source's rows, and with them its memory: about 60
@@ -45,9 +46,9 @@ type Key interface {
 	Keys(t *Columns) (keys []uint64, n uint64, err error)
 }
 
-// Source is a data file, read once on first use and then held in memory as
-// Arrow batches, so that many small stages may read it. It is read again when
-// the file on disk has changed. Safe for concurrent use.
+// Source is a data file, read once on first use and then held in memory, so that
+// many small stages may read it: batches are built from it where they are wanted.
+// It is read again when the file on disk has changed. Safe for concurrent use.
 type Source struct {
 	cfg Config
 
@@ -61,12 +62,18 @@ type fileStamp struct {
 	mod  time.Time
 }
 
+// split is a file's columns and which of their rows make each batch.
 type split struct {
-	batches []arrow.RecordBatch
-	rows    int64
-	sum     string
-	first   []time.Time // of the first timestamp column, per batch: its least value
+	table *Columns
+	order []int // rows by batch, those of a batch in the file's order
+	start []int // where in order each batch begins, and the end
+	sum   string
+	first []time.Time // of the first timestamp column, per batch: its least value
 }
+
+func (sp *split) batches() uint64 { return uint64(len(sp.start) - 1) }
+
+func (sp *split) rowsOf(key uint64) []int { return sp.order[sp.start[key]:sp.start[key+1]] }
 
 // NewSource checks cfg and reads nothing.
 func NewSource(cfg Config) (*Source, error) {
@@ -110,7 +117,7 @@ func (s *Source) Len(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return uint64(len(sp.batches)), nil
+	return sp.batches(), nil
 }
 
 // Rows is the number of rows.
@@ -119,7 +126,7 @@ func (s *Source) Rows(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return sp.rows, nil
+	return sp.table.rows, nil
 }
 
 // SHA256 is the hex digest of the file.
@@ -131,18 +138,33 @@ func (s *Source) SHA256(ctx context.Context) (string, error) {
 	return sp.sum, nil
 }
 
-// Batch returns the batch of that key with all wanted columns; release it.
+// Batch builds the batch of that key with all wanted columns; release it.
 func (s *Source) Batch(ctx context.Context, key uint64) (arrow.RecordBatch, error) {
+	sp, err := s.find(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return sp.table.build(memory.DefaultAllocator, s.cfg.Schema, sp.rowsOf(key)), nil
+}
+
+// Count is the number of rows of the batch of that key.
+func (s *Source) Count(ctx context.Context, key uint64) (int64, error) {
+	sp, err := s.find(ctx, key)
+	if err != nil {
+		return 0, err
+	}
+	return int64(len(sp.rowsOf(key))), nil
+}
+
+func (s *Source) find(ctx context.Context, key uint64) (*split, error) {
 	sp, err := s.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if key >= uint64(len(sp.batches)) {
-		return nil, &Error{File: s.cfg.Name, Err: ErrValue, Detail: fmt.Sprintf("no batch %d, only %d", key, len(sp.batches))}
+	if key >= sp.batches() {
+		return nil, &Error{File: s.cfg.Name, Err: ErrValue, Detail: fmt.Sprintf("no batch %d, only %d", key, sp.batches())}
 	}
-	b := sp.batches[key]
-	b.Retain()
-	return b, nil
+	return sp, nil
 }
 
 // Start is the earliest value of the first timestamp column in batch key.
@@ -180,8 +202,6 @@ func (s *Source) load(ctx context.Context) (*split, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Earlier batches are not released: a stage may still be reading them, and the
-	// garbage collector frees heap-backed Arrow memory.
 	s.loaded, s.stamp = sp, stamp
 	return sp, nil
 }
@@ -233,11 +253,13 @@ func (s *Source) read(ctx context.Context, size int64) (*split, error) {
 	if err != nil {
 		return nil, err
 	}
-	batches, first, err := table.split(keys, n)
+	sp, err := table.split(keys, n)
 	if err != nil {
 		return nil, err
 	}
-	return &split{batches: batches, rows: table.rows, sum: hex.EncodeToString(sum.Sum(nil)), first: first}, nil
+	sp.sum = hex.EncodeToString(sum.Sum(nil))
+	table.intern = nil // it served the reading
+	return sp, nil
 }
 
 // ByTime groups rows by fixed spans of a timestamp column, counted from midnight

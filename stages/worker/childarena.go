@@ -3,9 +3,13 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -26,9 +30,9 @@ type outputArena struct {
 // pieces is how long a loan may take where there is room, but perhaps in pieces.
 const pieces = time.Millisecond
 
-// loan takes memory for an output; nil where there is no room now. It does not
-// wait: slots may stay out for long, and a segment of its own serves as well.
-func (o *outputArena) loan(ctx context.Context, conn *handoff.Conn, bytes int64) (*shm.Loan, error) {
+// room returns the arena if it has room for bytes; nil where it has none now. It
+// does not wait: slots may stay out for long, and a segment serves as well.
+func (o *outputArena) room(conn *handoff.Conn, bytes int64) (*shm.Arena, error) {
 	if bytes > o.limit {
 		return nil, nil
 	}
@@ -38,6 +42,15 @@ func (o *outputArena) loan(ctx context.Context, conn *handoff.Conn, bytes int64)
 	}
 	if st := a.Stats(); st.Used+bytes+shm.Alignment > st.Capacity {
 		return nil, nil
+	}
+	return a, nil
+}
+
+// loan takes memory for an output; nil where there is no room now.
+func (o *outputArena) loan(ctx context.Context, conn *handoff.Conn, bytes int64) (*shm.Loan, error) {
+	a, err := o.room(conn, bytes)
+	if a == nil || err != nil {
+		return nil, err
 	}
 	brief, cancel := context.WithTimeout(ctx, pieces)
 	defer cancel()
@@ -73,9 +86,8 @@ func (o *outputArena) get(conn *handoff.Conn) (*shm.Arena, error) {
 	return a, nil
 }
 
-// publish gives the loan a token.
-func (o *outputArena) publish(l *shm.Loan) (uint64, shm.Handle) {
-	h := l.Publish()
+// token gives a published slot one.
+func (o *outputArena) token(h shm.Handle) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	token := newToken()
@@ -83,7 +95,7 @@ func (o *outputArena) publish(l *shm.Loan) (uint64, shm.Handle) {
 		token = newToken()
 	}
 	o.out[token] = h
-	return token, h
+	return token
 }
 
 // returned frees slots that the host names.
@@ -123,7 +135,13 @@ func (t *ChildTask) writeShared(ctx context.Context, sequence uint64, frame *arr
 		l.Cancel()
 		return false, err
 	}
-	token, h := own.publish(l)
+	return t.publish(sequence, l.Publish())
+}
+
+// publish tells the host of a slot of this process's arena.
+func (t *ChildTask) publish(sequence uint64, h shm.Handle) (sent bool, err error) {
+	own := &t.server.own
+	token := own.token(h)
 	note, err := publishNote{sequence: sequence, token: token, handle: h}.encode()
 	if err == nil {
 		err = t.send(kindPublish, note)
@@ -132,4 +150,98 @@ func (t *ChildTask) writeShared(ctx context.Context, sequence uint64, frame *arr
 		return false, errors.Join(err, own.returned([]uint64{token}))
 	}
 	return true, nil
+}
+
+// OutputBuild is memory in which Arrow builders make an output where the host
+// will read it, so that writing it copies no body. It ends with Write or Cancel.
+// Not safe for concurrent use.
+type OutputBuild struct {
+	task  *ChildTask
+	build *shm.Build // nil: there was no room, or the host allows no shared outputs
+	done  bool
+}
+
+// Build starts an output of that schema whose buffers need bytes at most, see
+// shm.Arena.Build. Where the host allows no shared outputs, or there is no room
+// now, its allocator is the Go heap's and Write copies as ChildTask.Write does.
+func (t *ChildTask) Build(ctx context.Context, schema *arrow.Schema, bytes int64) (*OutputBuild, error) {
+	b := &OutputBuild{task: t}
+	if !t.shared {
+		return b, nil
+	}
+	head, err := arrowio.HeadBytes(schema, bytes)
+	if err != nil {
+		return nil, err
+	}
+	a, err := t.server.own.room(t.server.conn, head+bytes+shm.Alignment)
+	if a == nil || err != nil {
+		return b, err
+	}
+	brief, cancel := context.WithTimeout(ctx, pieces)
+	defer cancel()
+	b.build, err = a.Build(brief, schema, bytes)
+	if err != nil && ctx.Err() == nil {
+		return b, nil
+	}
+	return b, err
+}
+
+// Allocator is for the builders of the batch.
+func (b *OutputBuild) Allocator() memory.Allocator {
+	if b.build == nil {
+		return memory.DefaultAllocator
+	}
+	return b.build.Allocator()
+}
+
+// InPlace reports whether the memory is the host's to read.
+func (b *OutputBuild) InPlace() bool { return b.build != nil }
+
+// Write publishes a batch that was made in the build's memory, waiting as
+// ChildTask.Write does; what lies elsewhere is copied. The caller keeps its
+// reference and releases it soon: the memory is used again when the host has
+// returned the slot and the batch is gone. Nothing may be written through the
+// memory any more.
+func (b *OutputBuild) Write(ctx context.Context, sequence uint64, batch arrow.RecordBatch) error {
+	switch {
+	case b.done:
+		return fmt.Errorf("worker: write batch %d: %w", sequence, shm.ErrEnded)
+	case b.build == nil:
+		b.done = true
+		return b.task.Write(ctx, sequence, batch)
+	}
+	b.done = true
+	t := b.task
+	select {
+	case t.window <- struct{}{}:
+	case <-ctx.Done():
+		b.build.Cancel()
+		return fmt.Errorf("worker: write batch %d: %w", sequence, context.Cause(ctx))
+	}
+	sent, err := b.publish(ctx, sequence, batch)
+	if !sent {
+		<-t.window
+	}
+	return err
+}
+
+func (b *OutputBuild) publish(ctx context.Context, sequence uint64, batch arrow.RecordBatch) (sent bool, err error) {
+	brief, cancel := context.WithTimeout(ctx, pieces)
+	defer cancel()
+	h, _, err := b.build.Publish(brief, batch, &b.task.written)
+	if err == nil {
+		return b.task.publish(sequence, h)
+	}
+	if ctx.Err() != nil || brief.Err() == nil {
+		return false, err
+	}
+	return b.task.write(ctx, sequence, batch) // it did not fit where it was made
+}
+
+// Cancel ends the build without an output. Does nothing once it has ended.
+func (b *OutputBuild) Cancel() {
+	if b.build != nil && !b.done {
+		b.build.Cancel()
+	}
+	b.done = true
 }

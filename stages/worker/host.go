@@ -251,8 +251,11 @@ type Input struct {
 // placed in Config.Arena first (one copy, counted) and stays the caller's.
 type InputBatch struct {
 	Sequence uint64
-	Lease    *shm.Lease
+	Lease    shm.Lease // zero: none
 	Batch    arrow.RecordBatch
+	// BodyBytes is the size of the leased batch's body, for Stats.InBytes; 0: it is
+	// worked out, which reads the frame's metadata.
+	BodyBytes int64
 }
 
 // Output is a batch from the child, its framing and every value validated. It is

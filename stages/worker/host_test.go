@@ -72,7 +72,11 @@ func TestRoundTripByReference(t *testing.T) {
 		return func(yield func(worker.InputBatch, error) bool) {
 			for _, out := range kept {
 				l, err := hot.Open(out.Handle.String(), "again")
-				if !yield(worker.InputBatch{Sequence: out.Sequence, Lease: l}, err) {
+				if err != nil {
+					yield(worker.InputBatch{}, err)
+					return
+				}
+				if !yield(worker.InputBatch{Sequence: out.Sequence, Lease: *l}, nil) {
 					return
 				}
 			}
@@ -406,7 +410,10 @@ func TestCloseInterruptsAJob(t *testing.T) {
 }
 
 func TestConfigFaults(t *testing.T) {
-	for _, cfg := range []worker.Config{{Credit: 300}, {Credit: -1}, {StartTimeout: -time.Second}, {Command: []string{"/nonexistent/program"}}} {
+	for _, cfg := range []worker.Config{
+		{Credit: 300}, {Credit: -1}, {StartTimeout: -time.Second}, {Command: []string{"/nonexistent/program"}}, {Outputs: "both"},
+		{ChildBytes: -1}, {ModelBytes: -1}, {MemoryBytes: -1}, {BatchBytes: -1}, {Processes: 65}, {Processes: -1},
+	} {
 		if h, err := worker.Start(t.Context(), cfg); err == nil {
 			h.Close(t.Context())
 			t.Errorf("%+v was accepted", cfg)
@@ -465,19 +472,8 @@ func BenchmarkJob(b *testing.B) {
 			}
 			b.SetBytes(int64(rows * 8))
 			b.ReportAllocs()
-			n := b.N
-			feed := func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
-				return func(yield func(worker.InputBatch, error) bool) {
-					for i := range n {
-						l, err := a.Lease(handle, "bench")
-						if !yield(worker.InputBatch{Sequence: uint64(i), Lease: l}, err) {
-							return
-						}
-					}
-				}
-			}
 			b.ResetTimer()
-			if err := h.Do(b.Context(), worker.Job{Stage: "drain", Inputs: []worker.Input{{Name: "in", Batches: feed}}}); err != nil {
+			if err := h.Do(b.Context(), worker.Job{Stage: "drain", Inputs: []worker.Input{{Name: "in", Batches: repeat(a, handle, b.N, int64(rows*8))}}}); err != nil {
 				b.Fatal(err)
 			}
 			b.StopTimer()

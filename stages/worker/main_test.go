@@ -244,7 +244,7 @@ func leased(a *shm.Arena, n int) func(context.Context, uint64, uint64) iter.Seq2
 					yield(worker.InputBatch{}, err)
 					return
 				}
-				l, err := a.Lease(h, "test")
+				l, err := a.Hold(h, "test")
 				if err != nil {
 					yield(worker.InputBatch{}, err)
 					return

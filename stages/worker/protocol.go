@@ -151,7 +151,7 @@ type batchLease struct {
 }
 
 // batchBytes is the payload of a batch message.
-const batchBytes = 56
+const batchBytes = 64
 
 // append encodes the message after b, which has room for batchBytes.
 func (m batchLease) append(b []byte) ([]byte, error) {

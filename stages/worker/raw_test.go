@@ -57,7 +57,15 @@ func send(b []byte, fds ...int) {
 	must(unix.Sendmsg(3, b, oob, nil, 0))
 }
 
-// receive returns the next message that is not a ping, and its first descriptor.
+// lastJob is the job of the message that receive returned last.
+var lastJob uint32
+
+func sendReady() {
+	send(raw(rawReady, 0, 0x53, 0x54, 0x4b, 0x57, 2, 0, 0, 0, 0, 0, 0, 0))
+}
+
+// receive returns the next message, and its first descriptor. It answers pings
+// itself.
 func receive() (kind uint16, payload []byte, fd int) {
 	b, oob := make([]byte, 64<<10), make([]byte, 64)
 	for {
@@ -74,7 +82,13 @@ func receive() (kind uint16, payload []byte, fd int) {
 			must(err)
 			fd = fds[0]
 		}
-		if kind = binary.LittleEndian.Uint16(b); kind != 9 {
+		switch kind = binary.LittleEndian.Uint16(b); kind {
+		case 9:
+			send(raw(40, 0, b[16:n]...)) // pong
+		case 13:
+			fmt.Println("the host says:", string(b[16:n]))
+		default:
+			lastJob = binary.LittleEndian.Uint32(b[4:])
 			return kind, b[16:n], fd
 		}
 	}
@@ -96,6 +110,9 @@ func sealed(size int64, content []byte, seals int) int {
 const allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 func rawChild(mode string) {
+	if spec, ok := strings.CutPrefix(mode, "step "); ok {
+		stepChild(spec)
+	}
 	ready := binary.LittleEndian.AppendUint32(nil, 0x574B5453)
 	version := uint32(2)
 	switch mode {
@@ -109,6 +126,11 @@ func rawChild(mode string) {
 		version = 99
 	case "noise":
 		fmt.Println(strings.Repeat("garbage ", 100_000))
+	case "garbage":
+		send([]byte("garbage"))
+	case "refuses":
+		send(raw(rawGaveUp, 0, []byte("not today")...))
+		os.Exit(3)
 	}
 	ready = binary.LittleEndian.AppendUint32(ready, version)
 	ready = binary.LittleEndian.AppendUint32(ready, 0)
@@ -202,6 +224,30 @@ func misbehave(mode string, tokens []uint64) {
 		send(raw(35, 1, make([]byte, 100<<10)...))
 	case "bad JSON":
 		send(raw(35, 1, []byte(`{"done":`)...))
+	case "job on pong":
+		send(raw(40, 1, u64s(1)...))
+	case "the host's kind":
+		send(raw(11, 0, append([]byte{1, 0, 0, 0, 0, 0, 0, 0}, u64s(1)...)...))
+	case "too large":
+		note = u64s(0, 2<<20, uint64(len(frame)))
+		output(sealed(2<<20, frame, allSeals))
+	case "model pipe":
+		var p [2]int
+		must(unix.Pipe(p[:]))
+		send(modelOf(1, page, 10, `{}`), p[0])
+	case "model unsealed":
+		send(modelOf(1, page, 10, `{}`), sealed(page, frame, 0))
+	case "model without descriptor":
+		send(modelOf(1, page, 10, `{}`))
+	case "model bad JSON":
+		send(modelOf(1, page, 10, `{"format":`), sealed(page, frame, allSeals))
+	case "model short":
+		send(raw(rawModel, 1, 1, 2, 3), sealed(page, frame, allSeals))
+	case "gives up":
+		send(raw(rawGaveUp, 0, []byte("I have seen \xff enough")...))
+		os.Exit(4)
+	default:
+		misshare(mode, frame)
 	case "keeps all": // and says it is done, which is allowed: the host takes them back
 		send(raw(rawDone, 1, u64s(0, 0)...))
 	case "noise":
@@ -215,18 +261,35 @@ func misbehave(mode string, tokens []uint64) {
 }
 
 func TestHostileChildren(t *testing.T) {
-	for mode, want := range map[string]error{
+	hostile(t, worker.Config{}, map[string]error{
 		"unsealed": shm.ErrSeals, "sealed later": shm.ErrSeals, "wrong size": shm.ErrSeals, "pipe": shm.ErrSeals, "directory": shm.ErrSeals,
 		"not a frame": arrowio.ErrCorrupt, "bad values": arrowio.ErrCorrupt,
 		"no descriptor": worker.ErrProtocol, "two descriptors": worker.ErrProtocol, "many descriptors": worker.ErrProtocol, "descriptor with done": worker.ErrProtocol,
 		"overflow": worker.ErrProtocol, "forged token": worker.ErrProtocol, "double release": worker.ErrProtocol, "release of 2^32-1": worker.ErrProtocol, "open of no input": worker.ErrProtocol,
 		"other job": worker.ErrProtocol, "unknown kind": worker.ErrProtocol, "short packet": worker.ErrProtocol, "false length": worker.ErrProtocol,
-		"huge packet": worker.ErrProtocol, "bad JSON": worker.ErrProtocol,
-	} {
+		"huge packet": worker.ErrProtocol, "bad JSON": worker.ErrProtocol, "job on pong": worker.ErrProtocol, "the host's kind": worker.ErrProtocol,
+		"grant": worker.ErrProtocol, "model pipe": shm.ErrSeals, "model unsealed": shm.ErrSeals, "model without descriptor": worker.ErrProtocol,
+		"model bad JSON": worker.ErrProtocol, "model short": worker.ErrProtocol, "too large": worker.ErrProtocol,
+	})
+}
+
+// TestHostileSharers break the rules of shared outputs.
+func TestHostileSharers(t *testing.T) {
+	hostile(t, worker.Config{Outputs: worker.Shared, ChildBytes: 1 << 16}, map[string]error{
+		"grant of a pipe": shm.ErrSeals, "grant unsealed": shm.ErrSeals, "grant read-only": shm.ErrSeals, "grant of wrong size": shm.ErrSeals, "grant with holes": shm.ErrSeals,
+		"grant of too much": worker.ErrProtocol, "grant twice": worker.ErrProtocol, "nine grants": worker.ErrProtocol, "grant without descriptor": worker.ErrProtocol,
+		"publish without grant": worker.ErrProtocol, "publish outside": shm.ErrSlot, "publish overflow": worker.ErrProtocol, "publish unaligned": shm.ErrSlot, "publish nothing": shm.ErrSlot,
+		"publish garbage": arrowio.ErrCorrupt, "publish with descriptor": worker.ErrProtocol,
+	})
+}
+
+func hostile(t *testing.T, cfg worker.Config, modes map[string]error) {
+	for mode, want := range modes {
 		t.Run(mode, func(t *testing.T) {
 			a := newArena(t, 1<<16)
 			before := descriptors(t)
-			h, err := worker.Start(t.Context(), worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, Backoff: time.Millisecond})
+			cfg.Set, cfg.Backoff, cfg.BatchBytes = map[string]string{"WORKER_TEST_RAW": mode}, time.Millisecond, 1<<20
+			h, err := worker.Start(t.Context(), cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -234,6 +297,9 @@ func TestHostileChildren(t *testing.T) {
 			err = h.Do(t.Context(), worker.Job{Stage: "x", Inputs: one(a, 1), OnBatch: func(context.Context, *worker.Output) error {
 				t.Error("an output came through")
 				return nil
+			}, OnModel: func(context.Context, *worker.Model) (worker.SavedModel, error) {
+				t.Error("a model came through")
+				return worker.SavedModel{}, nil
 			}})
 			if !errors.Is(err, want) || !errors.Is(err, worker.ErrProtocol) || !errors.Is(err, worker.ErrWorkerDied) {
 				t.Errorf("want %v, got %v", want, err)
@@ -302,9 +368,11 @@ func TestNoiseIsKeptWithinBounds(t *testing.T) {
 }
 
 func TestChildrenThatDoNotStart(t *testing.T) {
-	for mode, want := range map[string]string{"sleep": "not ready after", "gone": "changed my mind", "version": "version 99"} {
+	for mode, want := range map[string]string{
+		"sleep": "not ready after", "gone": "changed my mind", "version": "version 99", "garbage": "packet of 7 bytes", "refuses": "it closed the connection: not today",
+	} {
 		t.Run(mode, func(t *testing.T) {
-			_, err := worker.Start(t.Context(), worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, StartTimeout: 2 * time.Second})
+			_, err := worker.Start(t.Context(), worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, StartTimeout: 2 * time.Second, Backoff: time.Millisecond})
 			if !errors.Is(err, worker.ErrWorkerDied) || !strings.Contains(err.Error(), want) {
 				t.Error(err)
 			}

@@ -39,7 +39,7 @@ type run struct {
 }
 
 type held struct {
-	lease *shm.Lease
+	lease shm.Lease
 	input int
 }
 
@@ -245,7 +245,7 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 			lease.Release()
 			return context.Cause(ctx)
 		}
-		if err := r.lease(input, in.Sequence, lease); err != nil {
+		if err := r.lease(input, in.Sequence, lease, in.BodyBytes); err != nil {
 			return fmt.Errorf("input %q, batch %d: %w", name, in.Sequence, err)
 		}
 	}
@@ -257,38 +257,40 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 }
 
 // place makes sure that a batch is in shared memory.
-func (r *run) place(ctx context.Context, in InputBatch) (*shm.Lease, error) {
-	if in.Lease != nil {
+func (r *run) place(ctx context.Context, in InputBatch) (shm.Lease, error) {
+	if in.Lease.Arena() != nil {
 		return in.Lease, nil
 	}
 	if in.Batch == nil {
-		return nil, errors.New("neither lease nor batch")
+		return shm.Lease{}, errors.New("neither lease nor batch")
 	}
 	a := r.host.cfg.Arena
 	if a == nil {
-		return nil, errors.New("the batch is not in shared memory and the host has no arena to put it in: set Config.Arena")
+		return shm.Lease{}, errors.New("the batch is not in shared memory and the host has no arena to put it in: set Config.Arena")
 	}
 	h, err := a.Put(ctx, in.Batch, &r.host.count.placed)
 	if err != nil {
-		return nil, err
+		return shm.Lease{}, err
 	}
-	lease, err := a.Lease(h, "worker")
+	lease, err := a.Hold(h, "worker")
 	if err != nil {
-		return nil, err
+		return shm.Lease{}, err
 	}
 	if err := a.Drop(h); err != nil {
 		lease.Release()
-		return nil, err
+		return shm.Lease{}, err
 	}
 	return lease, nil
 }
 
 // lease sends one batch by reference. It owns the lease from here on.
-func (r *run) lease(input int, sequence uint64, lease *shm.Lease) error {
-	body, err := arrowio.FrameBodyBytes(lease.Bytes())
-	if err != nil {
-		lease.Release()
-		return err
+func (r *run) lease(input int, sequence uint64, lease shm.Lease, body int64) error {
+	if body == 0 {
+		var err error
+		if body, err = arrowio.FrameBodyBytes(lease.Bytes()); err != nil {
+			lease.Release()
+			return err
+		}
 	}
 	token := newToken()
 	var room [batchBytes]byte

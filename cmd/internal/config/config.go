@@ -39,6 +39,7 @@ type Config struct {
 	NATS     NATS     `koanf:"nats" json:"nats"`
 	Temporal Temporal `koanf:"temporal" json:"temporal"`
 	S3       S3       `koanf:"s3" json:"s3"`
+	Flight   Flight   `koanf:"flight" json:"flight"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// StampKey signs and verifies the stamps of judged events; every process of a
@@ -76,6 +77,18 @@ type S3 struct {
 	SecretKey Secret   `koanf:"secret_key" json:"secret_key,omitempty"`
 }
 
+// Flight says how batches travel from host to host directly. Without an address
+// nothing is given out.
+type Flight struct {
+	Addr      string `koanf:"addr" json:"addr,omitempty"`           // HOST:PORT to listen on
+	Advertise string `koanf:"advertise" json:"advertise,omitempty"` // HOST:PORT for other hosts
+	Token     Secret `koanf:"token" json:"token,omitempty"`
+	Cert      string `koanf:"cert" json:"cert,omitempty"` // PEM files
+	Key       string `koanf:"key" json:"key,omitempty"`
+	CA        string `koanf:"ca" json:"ca,omitempty"`
+	Insecure  bool   `koanf:"insecure" json:"insecure,omitempty"`
+}
+
 // defaults also lists every key there is: a key that is not here is a fault.
 func defaults() map[string]any {
 	return map[string]any{
@@ -83,6 +96,7 @@ func defaults() map[string]any {
 		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
 		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
 		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
+		"flight.addr": "", "flight.advertise": "", "flight.token": "", "flight.cert": "", "flight.key": "", "flight.ca": "", "flight.insecure": false,
 		"state": DefaultStateDir, "policies": []string{}, "stamp_key": "",
 	}
 }
@@ -132,13 +146,15 @@ func ServerFlags(fs *pflag.FlagSet) {
 	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
 	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
 	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
+	fs.String("flight-addr", "", "give batches out to other hosts at `host:port` (STOKEHOLD_FLIGHT_ADDR)")
+	fs.String("flight-advertise", "", "where other hosts reach that, `host:port` (STOKEHOLD_FLIGHT_ADVERTISE)")
 }
 
 func flagKeys() map[string]string {
 	return map[string]string{
 		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
 		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
-		"s3-region": "s3.region", "policy": "policies", "state": "state",
+		"s3-region": "s3.region", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "state": "state",
 	}
 }
 

@@ -123,6 +123,21 @@ func TestLoadConventionalEnvironment(t *testing.T) {
 	}
 }
 
+func TestLoadFlight(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, config.DefaultFile, "flight:\n  addr: 10.0.0.7:8815\n  cert: /c\n  key: /k\n  ca: /ca\n  token: from-file\n")
+	c, err := config.Load(config.Options{
+		Dir: dir, Environ: []string{"STOKEHOLD_FLIGHT_TOKEN=from-environment", "STOKEHOLD_FLIGHT_INSECURE=true", "STOKEHOLD_FLIGHT_ADDR=:1"},
+		Flags: flags(t, "--flight-addr=:8815", "--flight-advertise=host-7:8815"),
+	})
+	want := config.Flight{
+		Addr: ":8815", Advertise: "host-7:8815", Token: "from-environment", Cert: "/c", Key: "/k", CA: "/ca", Insecure: true,
+	}
+	if err != nil || c.Flight != want {
+		t.Errorf("%+v, %v", c.Flight, err)
+	}
+}
+
 func TestLoadFaults(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct {
@@ -153,6 +168,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 	c := config.Config{
 		NATS:     config.NATS{URL: "nats://u:" + secret + "@h:1,nats://" + secret + "@h:2", Password: secret, Token: secret},
 		Temporal: config.Temporal{APIKey: secret},
+		Flight:   config.Flight{Token: secret},
 		S3:       config.S3{Endpoint: "https://a:" + secret + "@s3?X-Signature=" + secret, AccessKey: secret, SecretKey: secret},
 	}
 	var out bytes.Buffer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -65,7 +66,7 @@ class Channel:
                 raise HostGoneError("the host closed the connection")
             if got & socket.MSG_CTRUNC:
                 raise ProtocolError(
-                    "descriptors were lost: too many in one message, or this process has no room for more (RLIMIT_NOFILE)"
+                    "descriptors were lost: too many in one message, or no room for more (RLIMIT_NOFILE)"
                 )
             if got & socket.MSG_TRUNC or n > wire.MAX_PACKET:
                 raise ProtocolError(f"message larger than {wire.MAX_PACKET} bytes")
@@ -78,17 +79,13 @@ class Channel:
     def complain(self, kind: wire.Kind, why: str) -> None:
         """Say why the connection is about to be closed, if that can be said at once."""
         packet = wire.encode(kind, 0, wire.clip(why, wire.MAX_REASON).encode())
-        try:
+        with contextlib.suppress(OSError):  # it is for people, and the connection ends anyway
             self._sock.sendmsg([packet], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # it is for people, and the connection ends anyway
 
     def close(self) -> None:
         """End the connection. Whoever waits in receive sees its end. Repeatable."""
-        try:
+        with contextlib.suppress(OSError):  # not connected any more
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # not connected any more
         self._sock.close()
 
     def abandon(self) -> None:

@@ -38,7 +38,8 @@ class Uploader:
         target = torch.device(device)
         if target.type != "cuda" or not torch.cuda.is_available():
             raise RuntimeError(
-                f"to_device: {device!r} is not available: this PyTorch sees no CUDA device; task.torch gives tensors on the CPU"
+                f"to_device: {device!r} is not available: this PyTorch sees no CUDA device; "
+                "task.torch gives tensors on the CPU"
             )
         self.collect()
         host = views.torch(batch, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -88,8 +89,6 @@ class Input:
 
     def _starved(self) -> None:
         """Go on only if a lease comes back: the host has no credit left to send anything."""
-        import gc
-
         gc.collect()
         self._connection.flush(self._job)
         if self._state.held >= self._job.credit:
@@ -119,13 +118,13 @@ class Input:
         return batch
 
     def _last_of_credit(self) -> bool:
-        """Tell whether the stage, with the batch that is next, would have all that the host lends, so that nothing could follow."""
+        """Tell whether the stage, with the next batch, has all that the host lends: nothing could follow."""
         credit, state = self._job.credit, self._state
         if state.held - len(state.arrivals) < credit:
             return False
         self._connection.flush(self._job)
         # A for loop holds a batch until it has the next, so two of two are normal.
-        return state.held - len(state.arrivals) >= credit != 2
+        return bool(credit != 2 and state.held - len(state.arrivals) >= credit)
 
 
 def copy(batch: pa.RecordBatch) -> pa.RecordBatch:

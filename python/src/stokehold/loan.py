@@ -34,7 +34,8 @@ def layout(field: pa.Field) -> tuple[pa.DataType, tuple[int, ...], str, str]:
 
     TypeError if the column has no fixed width of whole bytes.
     """
-    leaf, shape = field.type, ()
+    leaf = field.type
+    shape: tuple[int, ...] = ()
     if isinstance(leaf, pa.FixedShapeTensorType):
         if leaf.permutation and list(leaf.permutation) != sorted(leaf.permutation):
             raise TypeError(f"column {field.name!r}: permuted tensors cannot be built in place; emit a batch")
@@ -133,7 +134,7 @@ def _buffer_count(kind: pa.DataType) -> int:
     return count
 
 
-def _array(part: memoryview, shape: tuple[int, ...], form: str, dtype: str) -> Any:
+def _array(part: memoryview, shape: tuple[int, ...], form: Any, dtype: str) -> Any:
     try:
         import numpy as np
     except ImportError:

@@ -40,10 +40,10 @@ class _Arena:
 
 
 class Pool:
-    """Slots of sizes that are powers of two, each size with a list of free ones.
+    """Slots of a few sizes between each power of two and the next, each size with a list of free ones.
 
-    Arenas are made when they are needed, and granted to the host by the function
-    given. Safe for use by several threads.
+    Arenas are made when they are needed, each twice as large as the one before, and
+    granted to the host by the function given. Safe for use by several threads.
     """
 
     def __init__(self, grant: Callable[[bytes, int, int], None], arena_bytes: int, most_bytes: int) -> None:
@@ -64,7 +64,7 @@ class Pool:
 
     def alloc(self, size: int) -> Slot | None:
         """Return a slot of at least size bytes; None if there is no room: publish sealed then."""
-        room = max(_SMALLEST, 1 << (size - 1).bit_length())
+        room = memory.round_up(size, max(_SMALLEST, 1 << max((size - 1).bit_length() - 3, 0)))
         with self._lock:
             if len(self._out) >= wire.MAX_SLOTS_OUT:
                 return None
@@ -96,7 +96,7 @@ class Pool:
         for arena in self._arenas:
             if arena.size - arena.used >= room:
                 return self._take(arena, room)
-        size = max(self._arena_bytes, room)
+        size = max(self._arena_bytes << len(self._arenas), room)
         if size > self._room and room <= self._room:
             size = self._room & ~(memory.PAGE - 1)
         if size > self._room or size < room or len(self._arenas) >= wire.MAX_GRANTS:

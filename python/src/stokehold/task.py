@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from . import output, views, wire
+from . import memory, output, views, wire
 from .connection import Connection, Job
 from .device import Uploader
 from .errors import Cancelled, PermanentError
@@ -191,10 +191,10 @@ class Task:
         precision: str | None = None,
         kind: str | None = None,
     ) -> str:
-        """Register a model that is bytes already, such as ONNX, as save_model does. Not pickle: reading it runs code."""
+        """Register a model that is bytes already, such as ONNX, as save_model does. Never pickle."""
         buffer = pa.py_buffer(data)
         note = _model_note(format, metrics, metadata, precision, kind)
-        return self._save(buffer.size, lambda address: output.memory.copy(address, buffer.address, buffer.size), note)
+        return self._save(buffer.size, lambda address: memory.copy(address, buffer.address, buffer.size), note)
 
     # Reports
 
@@ -256,8 +256,9 @@ class Task:
         """
         if self._checkpoint is not None or not self._of_pipeline:
             return self._checkpoint
-        found = self._job.params.get("checkpoint")
-        written = (self._job.params.get("written") or {}).get("batches", 0)
+        params: dict[str, Any] = self._job.params or {}
+        found = params.get("checkpoint")
+        written = (params.get("written") or {}).get("batches", 0)
         if found is not None and written > 0 and self._appended == 0:
             self._appended = written
             self._report(values={wire.RESTORED: 1})

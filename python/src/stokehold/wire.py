@@ -118,7 +118,8 @@ def encode(kind: Kind, job: int, payload: bytes) -> bytes:
     """Return a packet. ValueError if the payload is too large for one."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(
-            f"{kind.name.lower()} message of {len(payload)} bytes: at most {MAX_PAYLOAD} fit; pass large values by reference"
+            f"{kind.name.lower()} message of {len(payload)} bytes: at most {MAX_PAYLOAD} fit; "
+            "pass large values by reference"
         )
     return HEADER.pack(kind, 0, job, len(payload), 0) + payload
 

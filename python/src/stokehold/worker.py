@@ -24,10 +24,10 @@ from .task import Task
 from .wire import Kind
 
 Stage = Callable[..., object]
-"""A stage: takes a Task and, if it has a second parameter, the batches of the first input. What it returns means nothing."""
+"""Takes a Task and, if it has a second parameter, the batches of the first input. What it returns means nothing."""
 
 F = TypeVar("F", bound=Stage)
-ARENA_BYTES = 64 << 20
+ARENA_BYTES = 16 << 20
 
 USAGE = """This program is a Stokehold worker with the stages {stages}.
 It is started by a host, which passes it a socket as descriptor 3 and sets {env}=1:
@@ -68,7 +68,7 @@ def serve(stages: Mapping[str, Stage] | None = None, *, arena_bytes: int = ARENA
     """Run stages for the host that started this process, until it says goodbye or is gone.
 
     stages: by name; by default those registered with the decorator. arena_bytes: size
-    of each arena that is made where the host takes shared outputs. Call it last, in
+    of the first arena that is made where the host takes shared outputs. Call it last, in
     the main thread: stages run there. It ends the process (SystemExit) with 2 if no
     host started it, with 1 if the host broke the protocol, with 3 if a stage kept
     memory of the host's.
