@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // Config says where the servers are and what this process keeps on its own disk.
@@ -26,7 +28,14 @@ type Config struct {
 	// HotBytes is the size of the shared-memory arena, reserved when the process
 	// starts. Default 64 MiB.
 	HotBytes int64
-	Log      *slog.Logger
+	// RuntimeDir is where the processes of this host find one another to read each
+	// other's hot tier in place; created with mode 0700. Default
+	// handoff.RuntimeDir(), which is the same for all processes of a user.
+	RuntimeDir string
+	// NoPeers keeps the hot tier to this process: nobody else reads it, and it reads
+	// nobody else's. Batches of other processes then come from the warm tier.
+	NoPeers bool
+	Log     *slog.Logger
 }
 
 // NATS is the bus. Credentials are one of a user with a password, a token, or a
@@ -91,6 +100,9 @@ func (c Config) withDefaults() Config {
 	def(&c.S3.Bucket, "stokehold")
 	if c.HotBytes == 0 {
 		c.HotBytes = 64 << 20
+	}
+	if c.RuntimeDir == "" {
+		c.RuntimeDir = handoff.RuntimeDir()
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

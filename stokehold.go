@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/arrowio/flight"
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
@@ -265,20 +266,38 @@ func (a *App) openData(ctx context.Context, o options) error {
 	if err := a.Hot.Add(arena); err != nil {
 		return err
 	}
-	peers, err := a.openFlight(ctx)
+	local, err := a.shareHot()
+	if err != nil {
+		return err
+	}
+	remote, err := a.openFlight(ctx)
 	if err != nil {
 		return err
 	}
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Peers: peers.resolver, Advertise: peers.advertise,
+		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
 	})
 	if err != nil {
-		return errors.Join(err, peers.close())
+		return errors.Join(err, remote.close())
 	}
 	a.onClose(a.Store.Close)
-	return a.serveFlight(peers)
+	return a.serveFlight(remote)
+}
+
+// nearestFirst tries the resolvers that there are, in order; nil if there is none.
+func nearestFirst(rs ...arrowio.Resolver) arrowio.Resolver {
+	var there arrowio.Resolvers
+	for _, r := range rs {
+		if r != nil {
+			there = append(there, r)
+		}
+	}
+	if len(there) == 0 {
+		return nil
+	}
+	return there
 }
 
 // openCold connects to the object store, if there is one.

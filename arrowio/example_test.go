@@ -35,3 +35,36 @@ func ExampleDecode() {
 	// [5 -3 20] 0 bytes copied to read, 64 to write
 	// frame may be reused
 }
+
+func ExampleDecoder() {
+	schema := arrow.NewSchema([]arrow.Field{{Name: "delay", Type: arrow.PrimitiveTypes.Int32}}, nil)
+	b := array.NewRecordBuilder(memory.NewGoAllocator(), schema)
+	defer b.Release()
+
+	var decoder arrowio.Decoder
+	var first *arrow.Schema
+	for i := range 3 {
+		b.Field(0).(*array.Int32Builder).Append(int32(i))
+		batch := b.NewRecordBatch()
+		frame, err := arrowio.Encode(batch, nil)
+		batch.Release()
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		same, err := decoder.Decode(frame, nil)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		if first == nil {
+			first = same.Schema()
+		}
+		fmt.Println(same.Column(0), "schema read once:", same.Schema() == first)
+		same.Release()
+	}
+	// Output:
+	// [0] schema read once: true
+	// [1] schema read once: true
+	// [2] schema read once: true
+}

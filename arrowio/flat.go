@@ -119,7 +119,7 @@ func (f *flat) table(pos int64) table {
 	// The size of the table, after slots, says nothing: writers share a vtable
 	// among tables that have the same fields in other widths.
 	t := table{f: f, pos: pos, vtable: vtable, slots: f.u16(vtable)}
-	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || !f.in(vtable, t.slots) {
+	if f.err != nil || t.slots < 4 || t.slots%2 != 0 || pos%4 != 0 || vtable%2 != 0 || !f.in(vtable, t.slots) {
 		f.fail("bad table")
 		return table{f: f}
 	}
@@ -136,8 +136,8 @@ func (t table) at(field, width int64) int64 {
 	if off == 0 {
 		return 0
 	}
-	if off < 4 || !t.f.in(t.pos+off, width) {
-		t.f.fail("field outside the message")
+	if off < 4 || !t.f.in(t.pos+off, width) || (t.pos+off)%width != 0 {
+		t.f.fail("field outside the message, or misaligned")
 		return 0
 	}
 	return t.pos + off
@@ -182,6 +182,9 @@ func (t table) vector(field, width int64) (start, n int64) {
 	start = t.f.follow(pos)
 	n = t.f.u32(start)
 	start += 4
+	if start%4 != 0 || n > 0 && start%min(width, 8) != 0 {
+		t.f.fail("misaligned vector")
+	}
 	if t.f.err != nil || !t.f.in(start, n*width) || !t.f.spend(n) {
 		return 0, 0
 	}

@@ -215,6 +215,7 @@ func TestPyarrow(t *testing.T) {
 			})
 		}
 	})
+	t.Run("damaged frames", func(t *testing.T) { testDamaged(t, j) })
 	t.Run("streams that pyarrow writes", func(t *testing.T) { testForeign(t, j) })
 	t.Run("random batches", func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
@@ -259,4 +260,40 @@ func testForeign(t *testing.T, j *judge) {
 			j.thereAndBack(t, rec)
 		})
 	}
+}
+
+// testDamaged holds that what Decode accepts of frames in which something was
+// changed at random, pyarrow finds valid.
+func testDamaged(t *testing.T, j *judge) {
+	g := &filler{r: rand.New(rand.NewPCG(11, 12))}
+	accepted, refused := 0, 0
+	for _, f := range everyType()[:300] {
+		rec := g.batch(arrow.NewSchema([]arrow.Field{f}, nil), 5)
+		good := encode(t, rec)
+		rec.Release()
+		for range 10 {
+			frame := onItsOwn(good)
+			body := last(frame)
+			where := [][]byte{body.Body, body.Body, body.Meta}[g.r.IntN(3)]
+			if len(where) == 0 {
+				where = body.Meta
+			}
+			at := g.r.IntN(len(where))
+			where[at] = []byte{where[at] ^ 1, where[at] + 1, 0xff, 0, 0x80}[g.r.IntN(5)]
+			got, err := arrowio.Decode(frame, nil)
+			if err != nil {
+				refused++
+				continue
+			}
+			got.Release()
+			accepted++
+			if v, _ := j.ask(t, frame, nil); !v.Valid {
+				t.Errorf("%s, byte %d of %d: pyarrow: %s", f.Name, at, len(where), v.Error)
+			}
+		}
+	}
+	if accepted < 100 || refused < 100 {
+		t.Errorf("%d accepted and %d refused: that says little", accepted, refused)
+	}
+	t.Logf("%d accepted, %d refused", accepted, refused)
 }

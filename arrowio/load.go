@@ -235,9 +235,10 @@ func (s *source) load(dt arrow.DataType, enc encoding) (arrow.ArrayData, error) 
 		if nulls != 0 {
 			return nil, fmt.Errorf("union with %d nulls of its own", nulls)
 		}
-		buffers = append(make([]*memory.Buffer, 1, 3), s.nextBuffer())
+		codes := s.nextBuffer()
+		buffers = []*memory.Buffer{nil, codes}
 		if t.Mode() == arrow.DenseMode {
-			buffers = append(buffers, s.nextBuffer())
+			buffers = []*memory.Buffer{nil, codes, s.nextBuffer()}
 		}
 		nest(fieldTypes(t.Fields())...)
 	case arrow.FixedWidthDataType:

@@ -157,7 +157,7 @@ func TestAnyBatchStaysAsItIs(t *testing.T) {
 func TestEncodeRefuses(t *testing.T) {
 	dict := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.BinaryTypes.String}
 	enum := extensions.NewOpaqueType(dict, "enum", "somebody")
-	deep := arrow.DataType(arrow.PrimitiveTypes.Int8)
+	deep := arrow.PrimitiveTypes.Int8
 	for range 64 {
 		deep = arrow.StructOf(arrow.Field{Name: "d", Type: deep})
 	}

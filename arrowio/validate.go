@@ -434,8 +434,9 @@ func (v *validator) runs(t *arrow.RunEndEncodedType, d arrow.ArrayData) error {
 		return runEnds(arrow.GetData[int16](raw)[:ends.Len()], d.Len())
 	case arrow.INT32:
 		return runEnds(arrow.GetData[int32](raw)[:ends.Len()], d.Len())
+	default: // the third that the format allows, as the library has checked
+		return runEnds(arrow.GetData[int64](raw)[:ends.Len()], d.Len())
 	}
-	return runEnds(arrow.GetData[int64](raw)[:ends.Len()], d.Len())
 }
 
 // runEnds checks what the library's arrays search without looking, so always.
@@ -518,8 +519,9 @@ func indices(id arrow.Type, d arrow.ArrayData, n int) error {
 		return indexRange(arrow.GetData[uint32](raw), d, n)
 	case arrow.INT64:
 		return indexRange(arrow.GetData[int64](raw), d, n)
+	default: // uint64, the last that there is
+		return indexRange(arrow.GetData[uint64](raw), d, n)
 	}
-	return indexRange(arrow.GetData[uint64](raw), d, n)
 }
 
 func indexRange[T int8 | uint8 | int16 | uint16 | int32 | uint32 | int64 | uint64](idx []T, d arrow.ArrayData, n int) error {

@@ -35,7 +35,7 @@ func fixedValues(d arrow.ArrayData) error {
 }
 
 func inDay[T int32 | int64](times []T, d arrow.ArrayData, unit arrow.TimeUnit) error {
-	day := int64(24 * 60 * 60 * 1e9 / int64(unit.Multiplier()))
+	day := 24 * 60 * 60 * 1e9 / int64(unit.Multiplier())
 	for i, t := range times[:d.Len()] {
 		if (t < 0 || int64(t) >= day) && valid(d, i) {
 			return fmt.Errorf("value %d is %d %s, not within a day", i, t, unit)

@@ -323,6 +323,25 @@ func TestRemoteStage(t *testing.T) {
 	}
 }
 
+// TestSharedArenaStaysWarm has a child publish far more than its arena holds,
+// while the store keeps what it can as hot copies: old ones make room, so that the
+// child goes on in the same memory.
+func TestSharedArenaStaysWarm(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process()
+	pool := p.pool(worker.Config{Outputs: worker.Shared, ChildBytes: 128 << 10, Processes: 1})
+	p.Workers = map[string]*worker.Pool{"other": pool}
+	const batches = 100 // of about 4 KiB
+	p.fill("in", batches, 500)
+	a := childAssignment("double", true)
+	a.Worker = "other"
+	p.run(stages.Remote{}, a)
+	if st := pool.Stats(); st.OutBatches != batches || st.OutShared < 60 {
+		t.Errorf("%+v", st)
+	}
+	equal(t, "sums", p.stored("out-true/double"), p.stored(doubledHere(p))...)
+}
+
 func doubledHere(p *process) string {
 	a := childAssignment("double", false)
 	p.run(double, a)

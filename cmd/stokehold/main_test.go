@@ -13,6 +13,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
@@ -80,7 +82,28 @@ func playedPlatform() platform {
 			p.addHistory()
 			return report.Data{Source: "made up", Rows: 23_124}, ctx.Err()
 		},
+		Survey: func(context.Context, string) (handoff.Survey, error) { return playedSurvey(), nil },
 	})
+}
+
+// playedSurvey has one of everything that the shared memory of a host can show.
+func playedSurvey() handoff.Survey {
+	return handoff.Survey{
+		Processes: []handoff.Status{{
+			PID: 4242, Started: playedAt.Add(-2 * time.Hour), Socket: "/run/user/1/stokehold/4242-00.sock",
+			Arenas: []handoff.ArenaStatus{
+				{ID: strings.Repeat("ab", 16), Inode: 77, Size: 64 << 20, Used: 12 << 20, HighWater: 40 << 20, Slots: 7, Leases: 3, Waiting: 1},
+				{ID: strings.Repeat("cd", 16), Inode: 78, Size: 4096, Used: 4096, HighWater: 4096, Slots: 1, Adopted: true},
+			},
+			Peers: []handoff.PeerStatus{
+				{PID: 4300, State: handoff.Alive, Leases: 1, Bytes: 2 << 20, Arenas: 1, Connected: playedAt},
+				{PID: 4301, State: handoff.Stalled, Reason: "silent for\x1b[31m 3s", Leases: 2, Bytes: 3 << 20, Arenas: 1, Connected: playedAt.Add(-time.Hour)},
+			},
+			Memory: shm.Stats{Arenas: 2, Capacity: 64<<20 + 4096, Used: 12<<20 + 4096, HighWater: 40<<20 + 4096, Slots: 8, Leases: 3, Waiting: 1},
+		}},
+		Silent:    []handoff.Silent{{PID: 4400, Socket: "/run/user/1/stokehold/4400-00.sock", Error: "no answer"}},
+		Unclaimed: []handoff.Orphaned{{Name: "stokehold", Inode: 99, Bytes: 16 << 20, PIDs: []int{4300, 4400}}},
+	}
 }
 
 func playedPipelines() ([]*workflows.Definition, error) {

@@ -11,6 +11,7 @@ import (
 
 	"go.temporal.io/sdk/client"
 
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
@@ -37,6 +38,9 @@ type platform struct {
 	// Feed plays the demo's outside world until its last week is closed. It reads
 	// from the history where it is, so that it goes on where a killed one ended.
 	Feed func(context.Context, system, hosting) (report.Data, error)
+	// Survey looks at the shared memory of this host; dir is the runtime directory,
+	// empty for the user's.
+	Survey func(ctx context.Context, dir string) (handoff.Survey, error)
 }
 
 // hosting is what a person chooses about the hosted pipelines.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stokehold/stokehold"
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/examples/flights"
@@ -35,6 +36,9 @@ func newPlatform() platform {
 		},
 		Host: host,
 		Feed: feed,
+		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
+			return handoff.Look(ctx, dir, handoff.DialConfig{})
+		},
 	})
 }
 

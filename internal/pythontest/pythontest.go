@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,10 +17,11 @@ import (
 )
 
 const (
-	// InterpreterEnv names an interpreter, absolute or relative to the repository's
+	// InterpreterEnv is the variable that names an interpreter, absolute or relative to the repository's
 	// root. Where it is set, no other is looked for.
 	InterpreterEnv = "STOKEHOLD_PYTHON"
-	// RequireEnv, if not empty, makes a missing interpreter a failure.
+	// RequireEnv is the variable that, if not empty, makes a missing interpreter a
+	// failure.
 	RequireEnv = "STOKEHOLD_REQUIRE_PYTHON"
 )
 
@@ -73,14 +75,34 @@ func Needs(tb testing.TB, interpreter, module string) {
 }
 
 // Source returns the directory that holds the package stokehold, for PYTHONPATH:
-// an interpreter that only has pyarrow then runs the code of this checkout.
+// an interpreter that only has pyarrow then runs the code of this checkout. It
+// reads the files there: go test then takes no result from its cache that came of
+// others.
 func Source(tb testing.TB) string {
 	tb.Helper()
 	root, err := repository()
 	if err != nil {
 		tb.Fatalf("pythontest: %v", err)
 	}
-	return filepath.Join(root, "python", "src")
+	dir := filepath.Join(root, "python", "src")
+	if err := Touch(dir); err != nil {
+		tb.Fatalf("pythontest: %v", err)
+	}
+	return dir
+}
+
+// Touch reads the Python files in dir and below, as Source does.
+func Touch(dir string) error {
+	return fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".py" || d.IsDir() {
+			return err
+		}
+		f, err := os.Open(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
 }
 
 // Find looks for an interpreter as Interpreter does. The error wraps ErrNone and

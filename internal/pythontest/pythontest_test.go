@@ -2,6 +2,7 @@ package pythontest_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,9 @@ func TestInterpreterHasPyarrow(t *testing.T) {
 
 func TestSourceHoldsThePackage(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(pythontest.Source(t), "stokehold", "py.typed")); err != nil {
+		t.Error(err)
+	}
+	if err := pythontest.Touch(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -9,6 +9,12 @@
 // takes them back and the job fails with ErrWorkerDied; the next job gets a new
 // child.
 //
+// Config.Outputs Shared lets a child publish in an arena of its own instead, whose
+// memory it uses again while it is warm; it can then alter a batch after it was
+// validated, so this is for children trusted as the host is. A child also hands
+// over models (Job.OnModel). A Pool is several children of one program, for jobs
+// that wait for one another.
+//
 // In Go the child is usually the same program started again: call RunIfChild
 // first thing in main. The protocol is specified in docs/WORKER-PROTOCOL.md, for
 // children in other languages.

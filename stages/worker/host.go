@@ -490,10 +490,18 @@ func (h *Host) ready(ctx context.Context) (*process, error) {
 		h.cfg.Logger.WarnContext(ctx, "worker process did not start", "error", err)
 		return nil, err
 	}
-	h.cfg.Logger.InfoContext(ctx, "worker process started", "pid", p.cmd.Process.Pid)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.child = p
+	closed = h.closed // meanwhile
+	if !closed {
+		h.child = p
+	}
+	h.mu.Unlock()
+	if closed {
+		p.kill(ErrClosed)
+		<-p.exited
+		return nil, ErrClosed
+	}
+	h.cfg.Logger.InfoContext(ctx, "worker process started", "pid", p.cmd.Process.Pid)
 	return p, nil
 }
 
@@ -524,22 +532,25 @@ func (h *Host) failed() {
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	h.closed = true
-	p := h.child
 	h.mu.Unlock()
-	if p == nil {
-		return nil
-	}
 	select {
 	case h.busy <- struct{}{}:
-		defer func() { <-h.busy }()
 	case <-ctx.Done():
-		p.kill(ErrClosed) // ends the job
+		h.mu.Lock()
+		p := h.child
+		h.mu.Unlock()
+		if p != nil { // else it is being started, and ended then
+			p.kill(ErrClosed) // ends the job
+		}
 		h.busy <- struct{}{}
-		defer func() { <-h.busy }()
 	}
-	p.stop(ctx)
+	defer func() { <-h.busy }()
 	h.mu.Lock()
+	p := h.child
 	h.child = nil
 	h.mu.Unlock()
+	if p != nil {
+		p.stop(ctx)
+	}
 	return nil
 }

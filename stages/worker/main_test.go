@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 	}
 	maps.Copy(stages, further())
 	worker.RunIfChild(stages)
-	if os.Getenv("WORKER_TEST_PARENT") != "" {
-		parent()
+	if doing := os.Getenv("WORKER_TEST_PARENT"); doing != "" {
+		parent(doing)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -131,6 +131,22 @@ var stages = map[string]worker.Func{
 		}
 		return nil
 	},
+	// hold writes the batch that it holds, says so, and waits, unwilling to end.
+	"hold": func(ctx context.Context, task *worker.ChildTask) error {
+		for b, err := range task.Batches(ctx, "in", 0, math.MaxUint64) {
+			if err != nil {
+				return err
+			}
+			if err := task.Write(ctx, b.Sequence, b.RecordBatch); err != nil {
+				return err
+			}
+			if err := task.Progress(worker.Progress{Done: 1}); err != nil {
+				return err
+			}
+			select {}
+		}
+		return nil
+	},
 	"obey": func(ctx context.Context, task *worker.ChildTask) error {
 		if err := task.Progress(worker.Progress{Done: 1}); err != nil {
 			return err
@@ -192,15 +208,28 @@ func numbers(x ...float64) arrow.RecordBatch {
 	return b.NewRecordBatch()
 }
 
-// parent is a host that waits to be killed.
-func parent() {
-	h, err := worker.Start(context.Background(), worker.Config{Env: []string{}})
+// parent is a host that waits to be killed: idle, or while its child holds a batch
+// and has one of its own out.
+func parent(doing string) {
+	h, err := worker.Start(context.Background(), worker.Config{Env: []string{}, Outputs: worker.Shared})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println(h.PID())
-	select {}
+	if doing == "idle" {
+		fmt.Println(h.PID())
+		select {}
+	}
+	a, err := shm.New(shm.Config{Bytes: 1 << 16})
+	if err == nil {
+		err = h.Do(context.Background(), worker.Job{
+			Stage: "hold", Inputs: one(a, 3),
+			OnBatch:    func(_ context.Context, out *worker.Output) error { out.Keep(); return nil },
+			OnProgress: func(worker.Progress) error { fmt.Println(h.PID()); return nil },
+		})
+	}
+	fmt.Println(err)
+	os.Exit(1)
 }
 
 func host(tb testing.TB, cfg worker.Config) *worker.Host {

@@ -3,6 +3,8 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -87,4 +89,33 @@ func TestPoolGrowsAndWaits(t *testing.T) {
 	if err := p.Do(t.Context(), worker.Job{Stage: "write"}); !errors.Is(err, worker.ErrClosed) || len(p.PIDs()) != 0 {
 		t.Error(p.PIDs(), err)
 	}
+}
+
+// TestPoolClosedWhileAChildStarts leaves no process behind.
+func TestPoolClosedWhileAChildStarts(t *testing.T) {
+	before := descriptors(t)
+	once := filepath.Join(t.TempDir(), "once")
+	p := pool(t, worker.Config{Set: map[string]string{"WORKER_TEST_RAW": "slow second", "WORKER_TEST_ONCE": once}, CancelGrace: 10 * time.Millisecond})
+	var jobs sync.WaitGroup
+	for range 2 {
+		jobs.Go(func() {
+			if err := p.Do(t.Context(), worker.Job{Stage: "x"}); !errors.Is(err, worker.ErrClosed) {
+				t.Error(err)
+			}
+		})
+	}
+	until(t, "a second child starts", func() bool {
+		_, err := os.Stat(once + ".second")
+		return err == nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	jobs.Wait()
+	if n := len(p.PIDs()); n != 0 {
+		t.Errorf("%d processes", n)
+	}
+	until(t, "descriptors are back", func() bool { return descriptors(t) == before })
 }

@@ -216,7 +216,7 @@ func (p *process) send(k handoff.Kind, job uint32, payload []byte, fds ...int) e
 // sayWhy tells the child of a violation before the connection ends, if it reads.
 func (p *process) sayWhy(err error) error {
 	if errors.Is(err, ErrProtocol) {
-		_ = p.conn.SendNow(kindRefused, 0, []byte(clipped(err.Error(), maxReason))) // it may be gone
+		lastWords(p.conn, kindRefused, err)
 	}
 	return err
 }
@@ -225,6 +225,7 @@ func (p *process) sayWhy(err error) error {
 // deadline is set only while reading, so that a slow job is not taken for a
 // stalled child.
 func (p *process) read() {
+	ended := false
 	for {
 		p.conn.SetReceiveDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
 		p.reading.Store(true)
@@ -234,8 +235,13 @@ func (p *process) read() {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
 			return
+		case errors.Is(err, io.EOF) && !ended:
+			// A child that ends with messages unread resets the connection. That is told
+			// once, and before what it said last.
+			ended = true
+			continue
 		case errors.Is(err, io.EOF):
-			p.kill(p.lastWords())
+			p.kill(errLost)
 			return
 		}
 		if err == nil {
@@ -270,26 +276,6 @@ func (p *process) read() {
 		}
 	}
 }
-
-// lastWords reads what is left on a socket whose other end is closed: the reason,
-// if the child gave one. A reset, which hides it once, is not repeated.
-func (p *process) lastWords() error {
-	p.conn.SetReceiveDeadline(time.Now().Add(lostWait))
-	for range maxLastWords {
-		pkt, err := p.conn.Receive()
-		if err != nil {
-			break
-		}
-		pkt.CloseFDs()
-		if pkt.Kind == kindGaveUp {
-			return gaveUp(pkt)
-		}
-	}
-	return errLost
-}
-
-// maxLastWords is more messages than a socket's buffer holds of most kinds.
-const maxLastWords = 1024
 
 // beat asks for a sign of life while one is waited for; whatever the child sends
 // is one. A stopped child is killed after three questions, a child that a slow

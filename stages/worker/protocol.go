@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -377,6 +378,25 @@ func tailOf(s string, most int) string {
 	}
 	return s
 }
+
+// lastWords says why a connection ends, if the peer reads: it may be gone, or have
+// stopped.
+func lastWords(c *handoff.Conn, kind handoff.Kind, why error) {
+	t := time.NewTicker(lastWait / lastTries)
+	defer t.Stop()
+	for range lastTries {
+		sent, err := c.TrySend(kind, 0, []byte(clipped(why.Error(), maxReason)))
+		if sent || err != nil {
+			return
+		}
+		<-t.C
+	}
+}
+
+const (
+	lastWait  = 20 * time.Millisecond // long enough for a peer that reads
+	lastTries = 20
+)
 
 // decodeReason reads the text of cancel and error.
 func decodeReason(b []byte) (string, error) {

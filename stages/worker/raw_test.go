@@ -126,6 +126,16 @@ func rawChild(mode string) {
 		version = 99
 	case "noise":
 		fmt.Println(strings.Repeat("garbage ", 100_000))
+	case "slow second":
+		f, err := os.OpenFile(os.Getenv("WORKER_TEST_ONCE"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err == nil {
+			must(f.Close())
+			break
+		}
+		f, err = os.Create(os.Getenv("WORKER_TEST_ONCE") + ".second")
+		must(err)
+		must(f.Close())
+		<-time.After(500 * time.Millisecond) // the test closes the pool meanwhile
 	case "garbage":
 		send([]byte("garbage"))
 	case "refuses":
@@ -156,7 +166,7 @@ func rawChild(mode string) {
 	}
 }
 
-var needsBatch = map[string]bool{"double release": true, "keeps all": true}
+var needsBatch = map[string]bool{"double release": true, "keeps all": true, "fails and ends": true}
 
 func misbehave(mode string, tokens []uint64) {
 	frame, err := arrowio.Encode(numbers(1), nil)
@@ -246,12 +256,24 @@ func misbehave(mode string, tokens []uint64) {
 	case "gives up":
 		send(raw(rawGaveUp, 0, []byte("I have seen \xff enough")...))
 		os.Exit(4)
-	default:
-		misshare(mode, frame)
+	case "fails and ends": // with three batches and the end of the input unread
+		unread := func() int {
+			n, err := unix.IoctlGetInt(3, unix.TIOCINQ)
+			must(err)
+			return n
+		}
+		for unread() == 0 {
+			<-time.After(time.Millisecond)
+		}
+		send(raw(rawProgress, 1, []byte(`{"done": 1}`)...))
+		send(raw(39, 1, []byte(`{"message": "enough"}`)...))
+		os.Exit(5)
 	case "keeps all": // and says it is done, which is allowed: the host takes them back
 		send(raw(rawDone, 1, u64s(0, 0)...))
 	case "noise":
 		send(raw(rawDone, 1, u64s(0, 0)...))
+	default:
+		misshare(mode, frame)
 	}
 	if !needsBatch[mode] {
 		for {

@@ -65,7 +65,7 @@ func Serve(ctx context.Context, stages map[string]Func) error {
 	}
 	var refused *refusedError
 	if err != nil && !errors.As(err, &refused) {
-		_ = c.SendNow(kindGaveUp, 0, []byte(clipped(err.Error(), maxReason))) // the host may be gone
+		lastWords(c, kindGaveUp, err)
 	}
 	return err
 }

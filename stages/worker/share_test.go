@@ -158,6 +158,25 @@ func TestChildThatGivesUp(t *testing.T) {
 	}
 }
 
+// TestChildThatFailsAndEnds has a child fail a job and end without having read
+// all: the failure is the job's error all the same.
+func TestChildThatFailsAndEnds(t *testing.T) {
+	a := newArena(t, 1<<16)
+	h := host(t, worker.Config{Set: map[string]string{"WORKER_TEST_RAW": "fails and ends"}})
+	pid := h.PID()
+	err := h.Do(t.Context(), worker.Job{Stage: "x", Inputs: one(a, 4), OnProgress: func(worker.Progress) error {
+		until(t, "the child has ended", func() bool { return gone(pid) })
+		return nil
+	}})
+	var failed *worker.StageError
+	if !errors.As(err, &failed) || failed.Message != "enough" {
+		t.Error(err)
+	}
+	if s := a.Stats(); s.Leases != 0 || s.Used != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestModelsThatAreNotTaken(t *testing.T) {
 	for mode, want := range map[string]error{"model of nothing": shm.ErrSeals, "model too large": worker.ErrModel} {
 		h := host(t, worker.Config{Set: map[string]string{"WORKER_TEST_RAW": mode}, ModelBytes: 1 << 20})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -25,6 +27,7 @@ type childConfig struct {
 	Dir         string // of an owner
 	ArenaBytes  int64
 	BatchRows   int
+	Slots       int // published; default 4
 	StallMS     int
 	KeepStopped bool
 	Park        string // an owner's step at which it says so and stops serving
@@ -106,11 +109,26 @@ func ownFootprint() footprint {
 	return f
 }
 
+// limitFDs lets this process open no more descriptors, or as many as before.
+func limitFDs(on bool) {
+	lim := unix.Rlimit{Cur: 1024, Max: 1024}
+	if on {
+		// Descriptors are numbered from below: one that is free now tells the limit.
+		fd := must(unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0))
+		_ = unix.Close(fd)
+		lim.Cur = uint64(fd)
+	}
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &lim, nil); err != nil {
+		fail(err)
+	}
+}
+
 // ownerReport is an owner's answer to "report".
 type ownerReport struct {
 	Leases int
 	Used   int64
 	Peers  int
+	PIDs   []int // of the peers
 	Killed uint64
 	footprint
 	Path    string
@@ -125,7 +143,7 @@ func ownerChild(cfg childConfig) {
 	}
 	n := max(cfg.BatchRows, 1)
 	publish := func(v int64) shm.Handle {
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		rec := uniform(n, v)
 		defer rec.Release()
@@ -147,12 +165,15 @@ func ownerChild(cfg childConfig) {
 	}
 	s := must(handoff.Serve(sc))
 	var handles []shm.Handle
-	for i := range 4 {
+	for i := range max(cfg.Slots, 4) {
 		handles = append(handles, publish(int64(i+1)))
 	}
 	report := func() {
 		st := arena.Stats()
 		r := ownerReport{Leases: st.Leases, Used: st.Used, Peers: len(s.Status().Peers), Killed: s.Status().Served.Killed, footprint: ownFootprint(), Path: s.Path()}
+		for _, p := range s.Status().Peers {
+			r.PIDs = append(r.PIDs, p.PID)
+		}
 		for _, h := range handles {
 			r.Handles = append(r.Handles, h.String())
 		}
@@ -187,6 +208,9 @@ func ownerChild(cfg childConfig) {
 				l.Cancel()
 			}
 			say(len(loans))
+		case "limit":
+			limitFDs(words[1] == "on")
+			say("done")
 		case "loan": // half-written, never published
 			l := must(arena.Loan(context.Background(), 4096))
 			copy(l.Bytes(), "half")
@@ -264,6 +288,9 @@ func consumerChild(childConfig) {
 		case "status":
 			go func() { _, _ = client.Status(context.Background()) }()
 			say("asked")
+		case "limit":
+			limitFDs(words[1] == "on")
+			say("done")
 		case "close":
 			_ = client.Close()
 			say("closed")
@@ -313,7 +340,7 @@ func rawChild(cfg childConfig) {
 // rawSteps are the steps of a consumer, in order.
 var rawStepNames = []string{
 	"connected", "hello sent", "welcomed", "lease asked, answer unread", "arena received, answer unread", "one lease held", "two leases held",
-	"release half done", "all asked for, nothing read", "inspection unread", "all released", "goodbye said",
+	"a child that has the socket", "release half done", "all asked for, nothing read", "inspection unread", "all released", "goodbye said",
 }
 
 func rawSteps(cfg childConfig) {
@@ -363,6 +390,13 @@ func rawSteps(cfg childConfig) {
 	check(r.write(handoff.LeasePacket(2, h)))
 	two := must(handoff.Token(must(r.await(handoff.KindLeased))))
 	if cfg.Step == "two leases held" {
+		return
+	}
+	if cfg.Step == "a child that has the socket" {
+		socket := must(r.u.File())
+		cat := exec.Command("cat")
+		cat.Stdin, cat.ExtraFiles = os.Stdin, []*os.File{socket} // ends with the input
+		check(cat.Start())
 		return
 	}
 	check(r.write(handoff.ReleasePacket(one)))

@@ -197,6 +197,13 @@ func (c *Conn) Receive() (Packet, error) {
 		return Packet{}, err
 	}
 	if errors.Is(c.in.err, unix.ECONNRESET) {
+		// The peer has closed without reading everything. That is said once, before
+		// what it sent last, which may be why.
+		if err := c.raw.Read(c.recv); err != nil {
+			return Packet{}, err
+		}
+	}
+	if errors.Is(c.in.err, unix.ECONNRESET) {
 		return Packet{}, io.EOF
 	}
 	if c.in.err != nil {
@@ -231,9 +238,11 @@ func (c *Conn) Receive() (Packet, error) {
 	return p, nil
 }
 
-// hungUp reports whether the peer has closed its end, whatever is left to read.
-func (c *Conn) hungUp() bool {
-	return c.events(unix.POLLRDHUP)&(unix.POLLHUP|unix.POLLRDHUP) != 0
+// awaitHangUp waits until the peer has closed its end, or this end is closed. What
+// comes meanwhile is left unread.
+func (c *Conn) awaitHangUp() {
+	_ = c.c.SetReadDeadline(time.Time{})
+	_ = c.raw.Read(func(fd uintptr) bool { return hungUp(int(fd)) })
 }
 
 // unread reports whether something has come that was not received yet.

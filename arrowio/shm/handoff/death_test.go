@@ -38,7 +38,7 @@ func startBystander(t *testing.T, o ownerReport) (c *child, unaffected func(*tes
 	t.Helper()
 	c = start(t, "consumer", childConfig{})
 	c.ask(nil, "dial", o.Path)
-	c.ask(nil, "loop", o.Handles[3])
+	c.ask(nil, "loop", o.Handles[len(o.Handles)-1])
 	report := func(t *testing.T) (r consumerReport) {
 		t.Helper()
 		c.ask(&r, "report")
@@ -56,54 +56,57 @@ func startBystander(t *testing.T, o ownerReport) (c *child, unaffected func(*tes
 	}
 }
 
-// inPhases lets all cases die first and then checks them one by one, so that
-// their timeouts pass together.
-func inPhases(t *testing.T, names []string, die func(t *testing.T, name string, sig syscall.Signal) (check func(*testing.T))) {
-	for _, how := range []string{"killed", "stopped"} {
-		t.Run(how, func(t *testing.T) {
-			checks := make([]func(*testing.T), len(names))
-			for i, name := range names {
-				checks[i] = die(t, name, deaths[how])
-			}
-			for i, name := range names {
-				t.Run(name, checks[i])
-			}
-		})
-	}
-}
-
 // TestConsumerDies kills and stops a consumer at every step. The owner is back to
 // where it was before the consumer came within five seconds, what the consumer
 // leased can be written over, and a bystander goes on throughout.
+//
+// All consumers of an owner die together, so that their timeouts pass together.
 func TestConsumerDies(t *testing.T) {
-	inPhases(t, rawStepNames, func(t *testing.T, step string, sig syscall.Signal) func(*testing.T) {
-		o, at := startOwner(t, childConfig{})
-		_, unaffected := startBystander(t, at)
-		var before ownerReport
-		o.ask(&before, "report")
-		victim := start(t, "raw", childConfig{Path: at.Path, Handle: at.Handles[0], Step: step})
-		victim.read(nil)
-		victim.tell("go")
-		victim.read(nil)
-		victim.signal(sig)
-		return func(t *testing.T) {
+	for how, sig := range deaths {
+		t.Run(how, func(t *testing.T) {
+			o, at := startOwner(t, childConfig{Slots: len(rawStepNames) + 1})
+			_, unaffected := startBystander(t, at)
+			var before, now ownerReport
+			o.ask(&before, "report")
+			slot := before.Used / int64(len(at.Handles))
+			pids := make([]int, len(rawStepNames))
+			for i, step := range rawStepNames {
+				victim := start(t, "raw", childConfig{Path: at.Path, Handle: at.Handles[i], Step: step})
+				victim.read(nil)
+				victim.tell("go")
+				victim.read(nil)
+				victim.signal(sig)
+				pids[i] = victim.cmd.Process.Pid
+			}
+			for i, step := range rawStepNames {
+				t.Run(step, func(t *testing.T) {
+					o.t = t
+					unaffected(t)
+					eventually(t, "forgotten", func() bool {
+						o.ask(&now, "report")
+						return !slices.Contains(now.PIDs, pids[i])
+					})
+					used := now.Used
+					o.ask(nil, "drop", at.Handles[i])
+					if o.ask(&now, "report"); now.Used != used-slot {
+						t.Errorf("the slot is still held: %d bytes are in use, %d were", now.Used, used)
+					}
+				})
+			}
 			o.t = t
-			unaffected(t)
 			eventually(t, "back to baseline", func() bool {
-				var now ownerReport
 				o.ask(&now, "report")
 				// The bystander may hold one lease at the moment.
-				return now.Leases <= 1 && now.Used == before.Used && now.Peers == 1 && now.footprint == before.footprint
+				return now.Leases <= 1 && now.Used == slot && now.Peers == 1 && now.footprint == before.footprint
 			})
-			o.ask(nil, "drop", at.Handles[0])
 			var filled int
 			o.ask(&filled, "fill")
-			if filled < int(1<<20-3*(rows*8+2048))/4096 {
-				t.Errorf("only %d pages could be written: the slot is still held", filled)
+			if filled < int(1<<20-2*slot)/4096 {
+				t.Errorf("only %d pages could be written", filled)
 			}
 			unaffected(t)
-		}
-	})
+		})
+	}
 }
 
 // ownerSteps are the points of an owner's life at which it dies, and what brings a
@@ -152,53 +155,59 @@ var ownerSteps = []struct {
 // stays whole; everything else fails, and once the consumer has released, nothing
 // of the owner is left with it. A bystander with another owner goes on.
 func TestOwnerDies(t *testing.T) {
-	names := []string{}
-	for _, step := range ownerSteps {
-		names = append(names, step.name)
-	}
-	inPhases(t, names, func(t *testing.T, name string, sig syscall.Signal) func(*testing.T) {
-		step := ownerSteps[slices.Index(names, name)]
-		_, otherAt := startOwner(t, childConfig{})
-		_, unaffected := startBystander(t, otherAt)
-		o, at := startOwner(t, childConfig{Park: step.park})
-		c := start(t, "consumer", childConfig{})
-		var before, now consumerReport
-		c.ask(&before, "report")
-		step.to(c, at)
-		if step.park != "" {
-			o.read(nil)
-		} else {
-			o.ask(nil, "loan")
-		}
-		o.signal(sig)
-		return func(t *testing.T) {
-			c.t = t
-			if !step.connected { // Dial fails
-				if line, ok := <-c.out; ok && !strings.HasPrefix(line, "FAIL ") {
-					t.Errorf("dial: %s", line)
+	for how, sig := range deaths {
+		t.Run(how, func(t *testing.T) {
+			_, otherAt := startOwner(t, childConfig{})
+			_, unaffected := startBystander(t, otherAt)
+			consumers := make([]*child, len(ownerSteps))
+			before := make([]consumerReport, len(ownerSteps))
+			for i, step := range ownerSteps {
+				o, at := startOwner(t, childConfig{Park: step.park})
+				c := start(t, "consumer", childConfig{})
+				c.ask(&before[i], "report")
+				step.to(c, at)
+				if step.park != "" {
+					o.read(nil)
+				} else {
+					o.ask(nil, "loan")
 				}
-				unaffected(t)
-				return
+				o.signal(sig)
+				consumers[i] = c
 			}
-			eventually(t, "the loss noticed", func() bool {
-				c.ask(&now, "report")
-				return now.Lost != ""
-			})
-			if now.Torn != "" {
-				t.Error(now.Torn)
+			for i, step := range ownerSteps {
+				t.Run(step.name, func(t *testing.T) {
+					c := consumers[i]
+					c.t = t
+					unaffected(t)
+					if !step.connected { // Dial fails
+						if line, ok := <-c.out; ok && !strings.HasPrefix(line, "FAIL ") {
+							t.Errorf("dial: %s", line)
+						}
+						return
+					}
+					var now consumerReport
+					eventually(t, "the loss noticed", func() bool {
+						c.ask(&now, "report")
+						return now.Lost != ""
+					})
+					if now.Torn != "" {
+						t.Error(now.Torn)
+					}
+					c.ask(nil, "release")
+					eventually(t, "back to baseline", func() bool {
+						c.ask(&now, "report")
+						return now.Held == 0 && now.footprint == before[i].footprint
+					})
+				})
 			}
-			c.ask(nil, "release")
-			eventually(t, "back to baseline", func() bool {
-				c.ask(&now, "report")
-				return now.Held == 0 && now.footprint == before.footprint
-			})
 			unaffected(t)
-		}
-	})
+		})
+	}
 }
 
 // TestBystanderDies kills and stops a consumer in the middle of whatever it does.
 func TestBystanderDies(t *testing.T) {
+	t.Parallel()
 	for how, sig := range deaths {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
@@ -225,6 +234,7 @@ func TestBystanderDies(t *testing.T) {
 // TestStoppedConsumerKeeps: a consumer that may not be killed keeps what it
 // leased while it is stopped, and finds it whole when it goes on.
 func TestStoppedConsumerKeeps(t *testing.T) {
+	t.Parallel()
 	for _, who := range []string{"the owner spares it", "it asked to be spared"} {
 		t.Run(who, func(t *testing.T) {
 			t.Parallel()

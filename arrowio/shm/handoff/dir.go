@@ -28,10 +28,10 @@ const (
 )
 
 // RuntimeDir is where the processes of this user find one another on this host:
-// $XDG_RUNTIME_DIR/stokehold, else /run/user/UID/stokehold, else
-// stokehold-UID in the directory for temporary files.
+// $XDG_RUNTIME_DIR/stokehold, else /run/user/UID/stokehold, whichever may be
+// written to, else stokehold-UID in the directory for temporary files.
 func RuntimeDir() string {
-	if d := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
+	if d := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) && unix.Access(d, unix.W_OK) == nil {
 		return filepath.Join(d, "stokehold")
 	}
 	uid := strconv.Itoa(os.Geteuid())

@@ -43,8 +43,9 @@ func DecodePeerMessage(b []byte) (any, error) {
 			return nil, err
 		}
 		return decodeStatus(m.json)
+	default:
+		return nil, Violation("no such kind")
 	}
-	return nil, Violation("no such kind")
 }
 
 // Vectors are the messages that docs/HANDOFF.md prints.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -156,7 +157,7 @@ func dial(t testing.TB, path string, cfg handoff.DialConfig) *handoff.Client {
 // raw is a hand-driven end of a connection.
 type raw struct {
 	*handoff.Conn
-	u *net.UnixConn
+	u *net.UnixConn // of the same socket
 }
 
 func dialRaw(t testing.TB, path string) *raw {
@@ -194,7 +195,7 @@ func wrapRaw(u *net.UnixConn) (*raw, error) {
 }
 
 func (r *raw) close() {
-	r.Conn.Close()
+	r.Close()
 	_ = r.u.Close()
 }
 
@@ -310,11 +311,19 @@ func (c *child) tell(words ...string) {
 	}
 }
 
-func (c *child) signal(s os.Signal) {
+// signal sends a signal; with SIGSTOP it waits until the process has stopped.
+func (c *child) signal(s syscall.Signal) {
 	c.t.Helper()
 	if err := c.cmd.Process.Signal(s); err != nil {
 		c.t.Fatal(err)
 	}
+	if s != syscall.SIGSTOP {
+		return
+	}
+	eventually(c.t, "stopped", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
+		return err == nil && strings.Contains(string(b), ") T ")
+	})
 }
 
 func handle(t testing.TB, uri string) shm.Handle {

@@ -48,28 +48,29 @@ type peer struct {
 	sending atomic.Bool   // the serving goroutine is in Send
 	token   *rand.ChaCha8
 
-	mu      sync.Mutex
-	id      identity
-	fence   bool // may be killed
-	state   State
-	why     string // it was cut off
-	held    map[uint64]hold
-	grants  map[[16]byte]*grant
-	bytes   int64
-	since   time.Time
-	serving bool // the goroutine runs
-	ended   bool
-	told    bool // that this side is closing
+	mu     sync.Mutex
+	id     identity
+	fence  bool // may be killed
+	state  State
+	why    string // it was cut off
+	held   map[uint64]hold
+	grants map[[16]byte]*grant
+	bytes  int64
+	since  time.Time
+	ended  bool
+	told   bool // that this side is closing
 
 	// Of the serving goroutine.
 	out       []byte
 	ponged    uint64
+	evicted   [16]byte // arena that the client is to forget
+	evicting  bool
 	fruitless float64
 	refilled  time.Time
 }
 
 type hold struct {
-	lease *shm.Lease
+	lease shm.Lease
 	grant *grant
 	bytes int64
 }
@@ -87,7 +88,7 @@ func newPeer(s *Server, c *Conn, id identity) *peer {
 	crand.Read(seed[:])
 	p := &peer{
 		s: s, conn: c, id: id, owner: fmt.Sprintf("peer-%d-%s", id.pid, hex.EncodeToString(r[:])), token: rand.NewChaCha8(seed),
-		state: Greeting, held: map[uint64]hold{}, grants: map[[16]byte]*grant{}, since: time.Now(), serving: true,
+		state: Greeting, held: map[uint64]hold{}, grants: map[[16]byte]*grant{}, since: time.Now(),
 		fruitless: fruitlessBurst, refilled: time.Now(),
 	}
 	p.hear()
@@ -109,9 +110,6 @@ func (p *peer) serve() {
 			err = p.handle(pkt)
 		}
 	}
-	p.mu.Lock()
-	p.serving = false
-	p.mu.Unlock()
 	switch {
 	case isEOF(err), errors.Is(err, errBye):
 		p.finish("")
@@ -123,11 +121,12 @@ func (p *peer) serve() {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		p.s.total.Stalled.Add(1)
 		p.cutOff(Stalled, CodeStalled, "no answer in time")
-	case p.conn.hungUp():
-		p.finish("it has closed the connection")
 	default:
 		p.cutOff(Draining, CodeInternal, err.Error())
 	}
+	// What it still holds stays until it is known that it does not read any more.
+	p.conn.awaitHangUp()
+	p.finish("it has closed the connection")
 }
 
 func (p *peer) greet() error {
@@ -210,13 +209,20 @@ func (p *peer) handle(pkt Packet) error {
 			return Violation("goodbye with %d leases", n)
 		}
 		return errBye
+	default:
+		return Violation("message of kind %d from a client", pkt.Kind)
 	}
-	return Violation("message of kind %d from a client", pkt.Kind)
 }
 
 // lease answers one request.
 func (p *peer) lease(job uint32, name slotName) error {
 	token, g, isNew, code, err := p.take(name)
+	if p.evicting {
+		p.evicting = false
+		if err := p.send(kindForget, 0, append(p.out[:0], p.evicted[:]...)); err != nil {
+			return err
+		}
+	}
 	if err != nil {
 		p.s.total.Refused.Add(1)
 		p.pace()
@@ -293,14 +299,14 @@ func (p *peer) take(name slotName) (token uint64, g *grant, isNew bool, code Cod
 		}
 		g = &grant{arena: a, id: id}
 	}
-	l, err := g.arena.Lease(shm.Handle{Arena: g.id, Offset: name.offset, Length: name.length, Generation: name.generation}, p.owner)
+	l, err := g.arena.Hold(shm.Handle{Arena: g.id, Offset: name.offset, Length: name.length, Generation: name.generation}, p.owner)
 	if err != nil {
 		return 0, nil, false, CodeGone, err
 	}
 	if isNew {
 		p.grants[name.arena] = g
 	}
-	for token == 0 || p.held[token].lease != nil {
+	for token == 0 || p.held[token].grant != nil {
 		token = p.token.Uint64()
 	}
 	p.held[token] = hold{lease: l, grant: g, bytes: name.length}
@@ -315,18 +321,15 @@ func (p *peer) grant(id [16]byte, g *grant) error {
 	})
 }
 
-// dropIdle takes back the grant of an arena that the connection leases nothing
-// of. Callers hold mu.
+// dropIdle takes back the grant of an arena that the connection leases nothing of;
+// the serving goroutine, which alone calls this, tells the client. Callers hold mu.
 func (p *peer) dropIdle() bool {
 	for id, g := range p.grants {
-		if g.leases > 0 {
-			continue
+		if g.leases == 0 {
+			delete(p.grants, id)
+			p.evicted, p.evicting = id, true
+			return true
 		}
-		if ok, err := p.conn.TrySend(kindForget, 0, id[:]); err != nil || !ok {
-			return false
-		}
-		delete(p.grants, id)
-		return true
 	}
 	return false
 }
@@ -354,7 +357,12 @@ func (p *peer) pace() {
 	p.fruitless = min(p.fruitless+now.Sub(p.refilled).Seconds()*fruitlessPerSecond, fruitlessBurst) - 1
 	p.refilled = now
 	if p.fruitless < 0 {
-		time.Sleep(time.Second / fruitlessPerSecond)
+		wait := time.NewTimer(time.Second / fruitlessPerSecond)
+		select {
+		case <-wait.C:
+		case <-p.s.stop:
+			wait.Stop()
+		}
 	}
 }
 
@@ -462,12 +470,12 @@ func (p *peer) check(now time.Time, late, ping bool) {
 		p.mu.Unlock()
 		return
 	}
-	state, dead, serving := p.state, p.id.dead(), p.serving
+	state, dead := p.state, p.id.dead()
 	idle := len(p.held) == 0 && (p.told || state == Stalled || state == Draining)
 	p.forgetEnded()
 	p.mu.Unlock()
 	// Death is looked for too, since a forked child may keep the connection open.
-	if dead || idle || !serving && p.conn.hungUp() {
+	if dead || idle {
 		p.finish("it has ended")
 		return
 	}

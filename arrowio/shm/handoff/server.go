@@ -249,18 +249,17 @@ func (s *Server) admit(c *net.UnixConn) error {
 		conn.Close()
 		id.close()
 	}
-	if err := allowed(id.uid, s.cfg.AllowUIDs); err != nil {
-		turnAway(CodeProtocol, "this user is not allowed")
-		return nil
-	}
+	allowed := isAllowed(id.uid, s.cfg.AllowUIDs)
 	s.mu.Lock()
 	full := len(s.peers) >= s.cfg.MaxConnections
-	if !full && !s.closed {
+	if allowed && !full && !s.closed {
 		s.peers[p] = struct{}{}
 	}
 	closed := s.closed
 	s.mu.Unlock()
 	switch {
+	case !allowed:
+		turnAway(CodeProtocol, "this user is not allowed")
 	case closed:
 		turnAway(CodeClosing, "closing")
 	case full:

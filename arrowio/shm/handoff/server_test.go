@@ -1,13 +1,12 @@
 package handoff_test
 
 import (
-	"context"
 	"errors"
 	"testing"
-
-	"github.com/apache/arrow-go/v18/arrow/array"
+	"time"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
@@ -79,9 +78,6 @@ func TestHeldBatchesOutliveClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_ = rec.Column(0).(*array.Int64)
 	if n := o.arena.Stats().Leases; n != 1 {
 		t.Errorf("%d leases while the batch is held", n)
 	}
@@ -91,5 +87,66 @@ func TestHeldBatchesOutliveClose(t *testing.T) {
 	rec.Release()
 	<-c.Over()
 	eventually(t, "released", func() bool { return o.arena.Stats().Leases == 0 })
-	_ = ctx
+}
+
+// TestArenasComeAndGo: what an owner has no more, or has too much of, is unmapped
+// by its readers.
+func TestArenasComeAndGo(t *testing.T) {
+	before := ownFootprint()
+	o := serve(t, func(c *handoff.ServerConfig) {
+		c.MaxArenas, c.Heartbeat = 2, 20*time.Millisecond
+	})
+	c := dial(t, o.Path(), handoff.DialConfig{})
+	var arenas []*shm.Arena
+	var handles []shm.Handle
+	for i := range int64(5) {
+		a, err := shm.New(shm.Config{Bytes: 64 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.host.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		arenas, handles = append(arenas, a), append(handles, put(t, a, i))
+	}
+	for range 2 { // the second time they are granted again
+		for i, h := range handles {
+			l, err := c.Lease(t.Context(), h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec, err := l.Batch()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v, err := value(rec); err != nil || v != int64(i) {
+				t.Errorf("arena %d: %d, %v", i, v, err)
+			}
+			rec.Release()
+			// An arena that is still leased cannot make room for another.
+			eventually(t, "released", func() bool { return arenas[i].Stats().Leases == 0 })
+		}
+	}
+	var held []handoff.Lease
+	for _, h := range handles[:2] {
+		l, err := c.Lease(t.Context(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, l)
+	}
+	if _, err := c.Lease(t.Context(), handles[2]); !errors.Is(err, handoff.ErrQuota) {
+		t.Errorf("a third arena while two are leased: %v", err)
+	}
+	for _, a := range arenas {
+		_ = a.Close()
+	}
+	if held[0].Bytes() == nil {
+		t.Error("bytes of a lease in a closed arena")
+	}
+	for _, l := range held {
+		l.Release()
+	}
+	// What is left is the owner's own arena, mapped twice.
+	eventually(t, "arenas unmapped", func() bool { return ownFootprint().Maps == before.Maps+2 })
 }

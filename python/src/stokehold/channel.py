@@ -12,10 +12,13 @@ from array import array
 from . import wire
 from .errors import HostGoneError, ProtocolError
 
-_CMSG_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0x40000000)
+# As plain integers: the enumerations take microseconds to combine.
+_CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0x40000000))
+_DONTWAIT, _CTRUNC, _TRUNC = int(socket.MSG_DONTWAIT), int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
 # No message carries more than one descriptor. The rest of the space is there to
 # tell too many from a full descriptor table.
 _CONTROL_BYTES = socket.CMSG_SPACE(4 * 4)
+_MOST_UNREAD = 4096  # packets; a socket holds fewer
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
 
 
@@ -51,7 +54,7 @@ class Channel:
         HostGoneError at the end of file, ProtocolError if it is not a message.
         Descriptors that came with a bad one are closed.
         """
-        flags = _CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _CMSG_CLOEXEC | (0 if wait else _DONTWAIT)
         try:
             n, control, got, _ = self._sock.recvmsg_into([self._buffer], _CONTROL_BYTES, flags)
         except BlockingIOError:
@@ -64,11 +67,11 @@ class Channel:
         try:
             if n == 0 and not fds:
                 raise HostGoneError("the host closed the connection")
-            if got & socket.MSG_CTRUNC:
+            if got & _CTRUNC:
                 raise ProtocolError(
                     "descriptors were lost: too many in one message, or no room for more (RLIMIT_NOFILE)"
                 )
-            if got & socket.MSG_TRUNC or n > wire.MAX_PACKET:
+            if got & _TRUNC or n > wire.MAX_PACKET:
                 raise ProtocolError(f"message larger than {wire.MAX_PACKET} bytes")
             return wire.decode(memoryview(self._buffer)[:n], fds)
         except Exception:
@@ -86,6 +89,11 @@ class Channel:
         """End the connection. Whoever waits in receive sees its end. Repeatable."""
         with contextlib.suppress(OSError):  # not connected any more
             self._sock.shutdown(socket.SHUT_RDWR)
+            # Where something is left unread, the kernel tells the peer of a reset before
+            # it gives out what was sent to it: the reason that complain gave.
+            for _ in range(_MOST_UNREAD):
+                if not self._sock.recv(1, _DONTWAIT):
+                    break
         self._sock.close()
 
     def abandon(self) -> None:

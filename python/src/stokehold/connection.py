@@ -70,7 +70,7 @@ class Job:
         self.number = number
         self.stage = _typed(note, "stage", str)
         self.params = note.get("params")
-        self.credit = _typed(note, "credit", int)
+        self.credit: int = _typed(note, "credit", int)
         names = _typed(note, "inputs", list) if note.get("inputs") is not None else []
         if not 1 <= self.credit <= wire.MAX_CREDIT:
             raise ProtocolError(f"credit {self.credit}")
@@ -90,6 +90,7 @@ class Job:
         self.saving = False
         self.dropped: deque[int] = deque()  # tokens of leases that nobody refers to any more
         self.leases: dict[int, InputState] = {}
+        self.ending = False  # the stage has returned: batches that still come are not looked at
         self.over = False
 
 
@@ -218,6 +219,8 @@ class Connection:
 
     def settle(self, job: Job) -> int:
         """Give back everything, and return how many batches the stage still refers to."""
+        with self._flushing:
+            job.ending = True
         for state in job.inputs:
             state.arrivals.clear()
         self.flush(job)
@@ -345,13 +348,20 @@ class Connection:
         if offset % 8:
             raise ProtocolError(f"batch {sequence} at offset {offset}: not aligned")
         with self._flushing:
+            if job.ending:
+                return  # the host takes back what it leases now
             if token in job.leases:
                 raise ProtocolError(f"batch {sequence} with the token of another")
             if state.held >= job.credit:
                 raise ProtocolError(f"more batches than the credit of {job.credit}")
             job.leases[token] = state
             state.held += 1
-        state.arrivals.append(Arrival(sequence, Lease(token, mapping, job.dropped), offset, length))
+            state.arrivals.append(Arrival(sequence, Lease(token, mapping, job.dropped), offset, length))
+
+    def handed(self, state: InputState) -> int:
+        """Return how many batches of an input the stage refers to, or has just let go."""
+        with self._flushing:
+            return state.held - len(state.arrivals)
 
     def _grant(self, arena: bytes, size: int, fd: int) -> None:
         self.channel.send(Kind.GRANT, 0, wire.ARENA.pack(arena, size), fd)

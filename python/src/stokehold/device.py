@@ -1,4 +1,8 @@
-"""Batches to accelerators: the arena is pinned once, copies run beside the stage."""
+"""Batches to accelerators: an arena is pinned once, and copies out of it run beside the stage.
+
+Batches that another worker published come in memory of their own, which is not
+pinned: copying those waits.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,8 @@ class Uploader:
 
     def _pin(self, torch: Any, address: int, size: int) -> None:
         mapping = self._connection.mapping_of(address, size)
-        if mapping is None or mapping in self._seen:
+        # Pinning the pages of a single batch would cost more than copying them once.
+        if mapping is None or not mapping.pooled or mapping in self._seen:
             return
         self._seen.add(mapping)
         runtime = torch.cuda.cudart()

@@ -81,7 +81,7 @@ class Input:
             conn.flush(job)
         if not state.arrivals:
             conn.flush(job)
-            if state.held >= job.credit and state.open:
+            if state.open and conn.handed(state) >= job.credit:
                 self._starved()
             conn.wait(lambda: bool(state.arrivals) or not state.open, job)
         conn.check(job)
@@ -91,7 +91,7 @@ class Input:
         """Go on only if a lease comes back: the host has no credit left to send anything."""
         gc.collect()
         self._connection.flush(self._job)
-        if self._state.held >= self._job.credit:
+        if self._connection.handed(self._state) >= self._job.credit:
             raise KeptBatchesError(
                 f"input {self.name!r}: the stage keeps {self._state.held} batches and the host lends at most "
                 f"{self._job.credit} at once: copy what you keep (stokehold.copy), or raise the host's credit"
@@ -119,12 +119,12 @@ class Input:
 
     def _last_of_credit(self) -> bool:
         """Tell whether the stage, with the next batch, has all that the host lends: nothing could follow."""
-        credit, state = self._job.credit, self._state
-        if state.held - len(state.arrivals) < credit:
-            return False
-        self._connection.flush(self._job)
+        credit, conn = self._job.credit, self._connection
         # A for loop holds a batch until it has the next, so two of two are normal.
-        return bool(credit != 2 and state.held - len(state.arrivals) >= credit)
+        if credit == 2 or conn.handed(self._state) < credit:
+            return False
+        conn.flush(self._job)
+        return conn.handed(self._state) >= credit
 
 
 def copy(batch: pa.RecordBatch) -> pa.RecordBatch:

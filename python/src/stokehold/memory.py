@@ -60,8 +60,10 @@ class Mapping:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.address = _map(None, size, protection, mmap.MAP_SHARED | (_MAP_POPULATE if writable else 0), fd)
         self.size = size
-        self._release = weakref.finalize(self, _munmap, self.address, size)
-        self._release.atexit = False  # something may still read it; the kernel unmaps it anyway
+        self.pooled = False
+        """It is an arena that is used again and again, rather than one batch."""
+        # Not at exit: something may still read it, and the kernel unmaps it anyway.
+        weakref.finalize(self, _munmap, self.address, size).atexit = False
 
     def contains(self, address: int, size: int) -> bool:
         """Tell whether so many bytes at an address lie in the mapping."""
@@ -124,6 +126,10 @@ def create(size: int, name: str) -> int:
 
     MemoryError if there is no room, rather than SIGBUS at the first touch.
     """
+    # The kernel would take memory from the whole machine until it has to kill
+    # something before it says that there is not enough.
+    if size > (room := available()):
+        raise MemoryError(f"no room for {size} bytes of shared memory: {room} are available")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(name, flags | _NOEXEC_SEAL)
@@ -139,6 +145,28 @@ def create(size: int, name: str) -> int:
             raise MemoryError(f"no room for {size} bytes of shared memory: {e}") from e
         raise
     return fd
+
+
+def available() -> int:
+    """Return how many bytes could be reserved now: the machine's, or the control group's if that is less."""
+    room = 1 << 62
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            room = int(line.split()[1]) << 10
+    limit, used = (next(iter(_lines(f"/sys/fs/cgroup/memory.{name}")), "max") for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():
+        # The group's page cache counts as used but can be dropped.
+        cached = [int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("file ")]
+        room = min(room, max(0, int(limit) - int(used) + sum(cached)))
+    return room
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as f:
+            return f.read(1 << 16).splitlines()
+    except OSError:
+        return []
 
 
 def seal_batch(fd: int) -> None:
@@ -179,4 +207,6 @@ def open_arena(fd: int, size: int) -> Mapping:
         raise SealsError(f"{info.st_size} bytes, stated {size}")
     if info.st_blocks * 512 < size:
         raise SealsError(f"{info.st_blocks * 512} of {size} bytes are allocated")
-    return Mapping(fd, size)
+    mapping = Mapping(fd, size)
+    mapping.pooled = not seals & _SEAL_WRITE
+    return mapping

@@ -110,9 +110,10 @@ class Task:
     def to_device(
         self, batch: pa.RecordBatch, device: str = "cuda", columns: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Return columns as PyTorch tensors on a CUDA device, copied asynchronously out of pinned memory.
+        """Return columns as PyTorch tensors on a CUDA device, copied asynchronously out of the pinned arena.
 
-        The batch is kept until its copy is done. RuntimeError without CUDA.
+        Work queued on the current stream afterwards sees the copies done. The batch is
+        kept until then. RuntimeError without CUDA.
         """
         return self._uploader.to_device(batch, device, columns)
 

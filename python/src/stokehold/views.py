@@ -6,6 +6,7 @@ memory: each keeps the host's lease on the batch for as long as it lives.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,7 +61,10 @@ def jax(batch: pa.RecordBatch, columns: Iterable[str] | None = None) -> dict[str
     """
     from jax import dlpack
 
-    return _by_dlpack(batch, columns, dlpack.from_dlpack)
+    with warnings.catch_warnings():
+        # Which version of the exchange format JAX asks for is between it and Arrow.
+        warnings.filterwarnings("ignore", "Exporting an unversioned DLPack", DeprecationWarning)
+        return _by_dlpack(batch, columns, dlpack.from_dlpack)
 
 
 def _by_dlpack(batch: pa.RecordBatch, columns: Iterable[str] | None, take: Any) -> dict[str, Any]:
@@ -85,37 +89,45 @@ def _chosen(batch: pa.RecordBatch, columns: Iterable[str] | None) -> list[tuple[
 
 def _flat(name: str, column: pa.Array, *, allow_nulls: bool) -> tuple[pa.Array, list[int], list[int]]:
     """Return a column's single values, the shape they fill, and the order in which its axes are to be seen."""
-    if column.null_count and not allow_nulls:
-        raise ValueError(f'column {name!r} has {column.null_count} nulls; pass nulls="mask" to numpy, or fill them')
     shape, order = [len(column)], [0]
     values = column
     if isinstance(values, pa.ExtensionArray):
-        if isinstance(values.type, pa.FixedShapeTensorType):
-            shape += values.type.shape
-            order += [1 + axis for axis in values.type.permutation or range(len(values.type.shape))]
-            values = _children(name, values.storage)
-        else:
-            values = values.storage
+        kind, values = values.type, values.storage
+        if isinstance(kind, pa.FixedShapeTensorType):
+            shape += kind.shape
+            order += [1 + axis for axis in kind.permutation or range(len(kind.shape))]
+            values = _children(values)
     while pa.types.is_fixed_size_list(values.type):
         order.append(len(shape))
         shape.append(values.type.list_size)
-        values = _children(name, values)
+        values = _children(values)
     if pa.types.is_boolean(values.type):
         raise TypeError(f"column {name!r} is of bits, eight to a byte: cast it to uint8, which copies, or leave it out")
     if not pa.types.is_primitive(values.type) or pa.types.is_null(values.type):
         raise TypeError(
             f"column {name!r} of type {column.type} cannot be an array without a copy: name the columns you want"
         )
+    if column.null_count and not allow_nulls:
+        raise ValueError(f'column {name!r} has {column.null_count} nulls; pass nulls="mask" to numpy, or fill them')
+    if values is not column and values.null_count and _nulls_within(column):
+        raise ValueError(f"column {name!r} has nulls within its lists: fill them")
     return values, shape, order
 
 
-def _children(name: str, lists: pa.Array) -> pa.Array:
+def _children(lists: pa.Array) -> pa.Array:
     """Return the values of fixed-size lists, those of null lists included, so that the shape stays regular."""
     size = lists.type.list_size
-    values = lists.values.slice(lists.offset * size, len(lists) * size)
-    if values.null_count:
-        raise ValueError(f"column {name!r} has {values.null_count} nulls within its lists: fill them")
-    return values
+    return lists.values.slice(lists.offset * size, len(lists) * size)
+
+
+def _nulls_within(lists: pa.Array) -> bool:
+    """Tell whether lists that are not null have values that are."""
+    if isinstance(lists, pa.ExtensionArray):
+        lists = lists.storage
+    if not pa.types.is_fixed_size_list(lists.type):
+        return False
+    inner = lists.flatten()  # leaves null lists out
+    return bool(inner.null_count) or _nulls_within(inner)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -140,26 +140,29 @@ class Worker:
         function = self._stages.find(job.stage)
         if function is None:
             known = ", ".join(sorted(self._stages)) or "none"
-            failure = {"message": f"this worker has no stage {job.stage!r}; it has {known}", "unknown_stage": True}
-            conn.end_job(job, Kind.FAILED, _failed(failure, 0, 0))
+            unknown = {"message": f"this worker has no stage {job.stage!r}; it has {known}", "unknown_stage": True}
+            conn.end_job(job, Kind.FAILED, _failed(unknown, 0, 0))
             return
         task = Task(conn, job)
         failure = self._run_stage(function, task, job)
         kept = conn.settle(job)
         if kept:
+            # Nobody may read that memory any more, and only the end of the process makes
+            # sure. Done or failed would have the host send the next job to it.
             text = (
                 f"stage {job.stage!r} kept {_batches(kept)} of shared memory beyond its end, in a global or an object "
                 "that outlives it: the host uses that memory again. Copy what is to be kept (stokehold.copy(batch), "
                 "array.copy())"
             )
-            failure["message"] = f"{failure['message']}; also, {text}" if failure else text
+            if failure:
+                print(failure["traceback"], file=sys.stderr)
+                text = f"{wire.clip(failure['message'], wire.MAX_REASON // 2)}; also, {text}"
+            conn.channel.complain(Kind.WORKER_ERROR, text)
+            raise KeptBatchesError(text)
         if failure:
             conn.end_job(job, Kind.FAILED, _failed(failure, task.written_bytes, task.copied_bytes))
         else:
             conn.end_job(job, Kind.DONE, wire.DONE.pack(task.written_bytes, task.copied_bytes))
-        if kept:
-            # Nobody may read that memory any more, and only the end of the process makes sure.
-            raise KeptBatchesError(text)
 
     @staticmethod
     def _run_stage(function: Stage, task: Task, job: Job) -> dict[str, Any]:

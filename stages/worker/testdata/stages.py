@@ -15,6 +15,13 @@ def echo(task, batches):
         task.emit(batch, sequence=batches.last_sequence)
 
 
+@stage("drain")
+def drain(task, batches):
+    """Lease every batch and read none of it."""
+    for batch in batches:
+        del batch
+
+
 @stage("where")
 def where(task, batches):
     """Say in which mapping of this process each batch's values lie, by the kernel's own account."""
@@ -37,6 +44,21 @@ def double(task, batches):
         with task.loan(schema, batch.num_rows) as out:
             for i in range(batch.num_rows):
                 out["x"][i] = 2 * x[i]
+
+
+@stage("twice")
+def twice(task, batches):
+    """Double the numbers of a pipeline's dataset, and say what came of it."""
+    total = 0
+    for batch in batches:
+        numbers = memoryview(batch.column("n").buffers()[1]).cast("q")[: batch.num_rows]
+        with task.loan(batch.schema, batch.num_rows) as out:
+            for i, n in enumerate(numbers):
+                out["n"][i] = 2 * n
+        total += sum(numbers)
+        task.progress(total=30, note=f"after {batches.last_sequence}")
+    task.metric(total=total)
+    task.note("seed", str(task.seed))
 
 
 @stage("talk")
@@ -94,7 +116,10 @@ def crash(task, batches):
 def model(task):
     weights = pa.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], pa.float32())
     version = task.save_model(
-        {"w": weights, "b": pa.array([7], pa.int64())}, metrics={"auc": 0.9}, metadata={"by": "python"}, precision="fp16"
+        {"w": weights, "b": pa.array([7], pa.int64())},
+        metrics={"auc": 0.9},
+        metadata={"by": "python"},
+        precision="fp16",
     )
     task.progress(note=version)
 
