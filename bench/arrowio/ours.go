@@ -124,18 +124,18 @@ func (s *source) next(ctx context.Context) (shm.Handle, time.Time, error) {
 }
 
 // lease publishes a batch and passes on the only hold on it.
-func (s *source) lease(ctx context.Context) (*shm.Lease, time.Time, error) {
+func (s *source) lease(ctx context.Context) (shm.Lease, time.Time, error) {
 	h, begun, err := s.next(ctx)
 	if err != nil {
-		return nil, begun, err
+		return shm.Lease{}, begun, err
 	}
-	l, err := s.arena.Lease(h, s.owner)
+	l, err := s.arena.Hold(h, s.owner)
 	if err != nil {
-		return nil, begun, err
+		return shm.Lease{}, begun, err
 	}
 	if err := s.arena.Drop(h); err != nil {
 		l.Release()
-		return nil, begun, err
+		return shm.Lease{}, begun, err
 	}
 	return l, begun, nil
 }

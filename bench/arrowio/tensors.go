@@ -86,7 +86,7 @@ func (t tensoring) measure(ctx context.Context, o order) (_ []time.Duration, err
 					yield(worker.InputBatch{}, err)
 					return
 				}
-				l, err := arena.Lease(h, "bench")
+				l, err := arena.Hold(h, "bench")
 				if err = errors.Join(err, arena.Drop(h)); err != nil {
 					yield(worker.InputBatch{}, err)
 					return
