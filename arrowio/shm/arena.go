@@ -33,6 +33,7 @@ type Config struct {
 type Arena struct {
 	id       string
 	size     int64
+	decoder  arrowio.Decoder
 	writable []byte // nil if adopted
 	readable []byte
 

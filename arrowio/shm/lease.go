@@ -111,7 +111,7 @@ func (l Lease) Batch(opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
 	if b == nil {
 		return nil, fmt.Errorf("shm: batch at %s: %w: lease released", l.handle, arrowio.ErrGone)
 	}
-	return arrowio.Decode(b, l.Release, opts...)
+	return l.arena.decoder.Decode(b, l.Release, opts...)
 }
 
 // Release ends the lease. Repeatable, also after ReclaimOwner.

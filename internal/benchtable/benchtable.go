@@ -18,8 +18,9 @@ type Row struct {
 	Ratio    float64 `json:"ratio"`
 }
 
-// Write puts rows into a file as a JSON list, and makes its directory.
-func Write(path string, rows []Row) error {
+// Write puts rows into a file as a JSON list, and makes its directory. Rows of
+// another type than Row have the fields case, baseline and ratio too.
+func Write[T any](path string, rows []T) error {
 	raw, err := json.MarshalIndent(rows, "", "  ")
 	if err != nil {
 		return fmt.Errorf("benchmark results: %w", err)

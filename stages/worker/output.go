@@ -76,7 +76,7 @@ func (r *run) take(ctx context.Context, out *Output, cancelled bool) error {
 		return err
 	}
 	frame := lease.Bytes()
-	if out.Batch, err = lease.Batch(); err != nil {
+	if out.Batch, err = r.p.decoder.Decode(frame, lease.Release); err != nil {
 		return fmt.Errorf("%w: output %d: %w", ErrProtocol, out.Sequence, err)
 	}
 	defer out.Batch.Release()

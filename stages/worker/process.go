@@ -16,23 +16,25 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
 // process is one child: its process, its socket, and the goroutine that reads
 // from it. It is dead when the channel dead is closed, with err set before.
 type process struct {
-	cfg    *Config
-	cmd    *exec.Cmd
-	conn   *handoff.Conn
-	output *tail
-	in     chan handoff.Packet // to the running job
-	taken  chan struct{}       // the job is done with the packet just received
-	exited chan struct{}       // process reaped, state set
-	state  *os.ProcessState
-	dead   chan struct{}
-	once   sync.Once
-	err    error // why
+	cfg     *Config
+	cmd     *exec.Cmd
+	conn    *handoff.Conn
+	output  *tail
+	decoder arrowio.Decoder     // of outputs, each of which may come in an arena of its own
+	in      chan handoff.Packet // to the running job
+	taken   chan struct{}       // the job is done with the packet just received
+	exited  chan struct{}       // process reaped, state set
+	state   *os.ProcessState
+	dead    chan struct{}
+	once    sync.Once
+	err     error // why
 
 	reading atomic.Bool
 	reapMu  sync.Mutex

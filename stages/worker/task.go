@@ -24,16 +24,17 @@ type ChildTask struct {
 	Stage  string
 	Params json.RawMessage
 
-	server  *server
-	job     uint32
-	cancel  context.CancelCauseFunc
-	credit  int
-	names   []string
-	window  chan struct{} // outputs not acknowledged
-	shared  bool          // the host would have outputs in the shared arena
-	saving  chan struct{} // held while a model is handed over
-	written arrowio.Copies
-	copied  atomic.Uint64
+	server   *server
+	job      uint32
+	cancel   context.CancelCauseFunc
+	credit   int
+	names    []string
+	window   chan struct{}     // outputs not acknowledged
+	shared   bool              // the host would have outputs in the shared arena
+	saving   chan struct{}     // held while a model is handed over
+	decoders []arrowio.Decoder // of the inputs: each has one schema
+	written  arrowio.Copies
+	copied   atomic.Uint64
 
 	mu       sync.Mutex
 	released []uint64
@@ -47,7 +48,7 @@ func newTask(s *server, job uint32, n taskNote, cancel context.CancelCauseFunc) 
 	t := &ChildTask{
 		Stage: n.Stage, Params: n.Params, server: s, job: job, cancel: cancel, credit: n.Credit, names: n.Inputs,
 		window: make(chan struct{}, outputWindow), shared: n.Outputs == Shared, saving: make(chan struct{}, 1),
-		inputs: make([]chan batchLease, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
+		inputs: make([]chan batchLease, len(n.Inputs)), decoders: make([]arrowio.Decoder, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
 	}
 	return t
 }
@@ -155,7 +156,7 @@ func (t *ChildTask) open(m batchLease) (arrow.RecordBatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec, err := arrowio.Decode(b, func() { t.release(m.token) }, arrowio.Trusted())
+	rec, err := t.decoders[m.input].Decode(b, func() { t.release(m.token) }, arrowio.Trusted())
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,7 @@ type Client struct {
 	free    chan *held    // credit: entries that are not in use
 	lost    chan struct{} // closed when nothing more can be asked
 	over    chan struct{} // closed when the connection is closed and nothing is mapped
+	decoder arrowio.Decoder
 
 	mu      sync.Mutex
 	entries []held
@@ -331,7 +332,7 @@ func (l Lease) Batch(opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
 	if b == nil {
 		return nil, fmt.Errorf("handoff: %w: lease released", arrowio.ErrGone)
 	}
-	return arrowio.Decode(b, l.Release, opts...)
+	return l.h.c.decoder.Decode(b, l.Release, opts...)
 }
 
 // Release gives the slot back. The bytes must not be used after it, by anyone.
