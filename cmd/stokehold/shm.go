@@ -87,6 +87,7 @@ func (a *app) survey(sv handoff.Survey) error {
 				state = th.Good.Render(state)
 			case handoff.Stalled, handoff.Draining:
 				state = th.Bad.Render(state)
+			case handoff.Greeting: // as it is
 			}
 			peers.add(pid, strconv.Itoa(q.PID), state, strconv.Itoa(q.Leases), report.Bytes(q.Bytes), strconv.Itoa(q.Arenas),
 				when(q.Connected, a.env.Now()), report.Clean(q.Reason))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
@@ -94,6 +95,36 @@ func TestPeersResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.Release()
+}
+
+// TestValuesAreValidated: another process's frame is believed only if one asks
+// for it.
+func TestValuesAreValidated(t *testing.T) {
+	o := serve(t, nil)
+	schema := arrow.NewSchema([]arrow.Field{{Name: "s", Type: arrow.BinaryTypes.String}}, nil)
+	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+	defer b.Release()
+	b.Field(0).(*array.StringBuilder).Append("\xff\xfe")
+	bad := b.NewRecordBatch()
+	defer bad.Release()
+	h, err := o.arena.Put(t.Context(), bad, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := arrowio.Ref{Dataset: "d", Locations: []arrowio.Location{{Tier: arrowio.Hot, URI: h.String()}}}
+	for _, trusted := range []bool{false, true} {
+		peers := handoff.NewPeers(handoff.PeersConfig{Dir: o.dir, Trusted: trusted})
+		rec, err := peers.Resolve(t.Context(), ref)
+		if trusted && err != nil || !trusted && !errors.Is(err, arrowio.ErrCorrupt) {
+			t.Errorf("trusted %t: %v", trusted, err)
+		}
+		if err == nil {
+			rec.Release()
+		}
+		if err := peers.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestNothingIsCopied: the arrays that a consumer reads lie in the owner's memory.
