@@ -99,7 +99,7 @@ def test_reader_remembers_a_schema_and_not_the_memory_it_was_in() -> None:
         assert frame.bytes_outside(got, own) == 0
         assert got.equals(batch)
         assert got.schema.equals(batch.schema, check_metadata=True)
-        with pytest.raises(pa.ArrowInvalid):
+        with pytest.raises((pa.ArrowInvalid, OSError)):  # a body that is cut off is the latter
             reader.read(own.slice(0, laid.size // 2))
         del got
         memory.clear(own.address, laid.size)
