@@ -1,20 +1,21 @@
 package shm
 
 import (
-	"bufio"
-	"io"
-	"os"
 	"path"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // available reports whether size bytes could be reserved now, and if not how many
 // could: of the machine's, or of a control group's that this process is in. What
 // cannot be found out is taken to be enough.
 func available(size int64) (bytes int64, enough bool) {
-	if kib, ok := numberOf("/proc/meminfo", "MemAvailable:"); ok && kib<<10 < size {
-		return kib << 10, false
+	if !free(size) { // what is free is far quicker to learn than what can be made so
+		if kib, ok := numberOf("/proc/meminfo", "MemAvailable:"); ok && kib<<10 < size {
+			return kib << 10, false
+		}
 	}
 	for _, g := range memoryGroups() {
 		if left, ok := g.left(size); ok && left < size {
@@ -22,6 +23,17 @@ func available(size int64) (bytes int64, enough bool) {
 		}
 	}
 	return size, true
+}
+
+// free reports whether the machine has size bytes free, and enough beside that the
+// kernel's own reserve does not matter.
+func free(size int64) bool {
+	var s unix.Sysinfo_t
+	if unix.Sysinfo(&s) != nil {
+		return false
+	}
+	left := float64(s.Freeram) * float64(s.Unit)
+	return left/2 >= float64(size) && left >= float64(s.Totalram)*float64(s.Unit)/16
 }
 
 // group is a memory control group, by the names that its version gives things.
@@ -32,7 +44,7 @@ type group struct {
 // memoryGroups are the control groups of this process and their parents, as
 // far as they can be seen from here.
 func memoryGroups() []group {
-	all, err := os.ReadFile("/proc/self/cgroup")
+	all, err := readKernel("/proc/self/cgroup")
 	if err != nil {
 		return nil
 	}
@@ -84,7 +96,7 @@ func (g group) left(wanted int64) (bytes int64, ok bool) {
 }
 
 func fileNumber(name string) (int64, bool) {
-	b, err := os.ReadFile(name)
+	b, err := readKernel(name)
 	if err != nil {
 		return 0, false
 	}
@@ -94,16 +106,43 @@ func fileNumber(name string) (int64, bool) {
 
 // numberOf returns the number behind key in a file of lines "KEY NUMBER ...".
 func numberOf(name, key string) (int64, bool) {
-	f, err := os.Open(name)
+	b, err := readKernel(name)
 	if err != nil {
 		return 0, false
 	}
-	defer func() { _ = f.Close() }() // only read
-	for s := bufio.NewScanner(io.LimitReader(f, 1<<16)); s.Scan(); {
-		if fields := strings.Fields(s.Text()); len(fields) >= 2 && fields[0] == key {
+	for line := range strings.Lines(string(b)) {
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == key {
 			n, err := strconv.ParseInt(fields[1], 10, 64)
 			return n, err == nil
 		}
 	}
 	return 0, false
+}
+
+// readKernel reads the start of a file that the kernel makes up, which is all of
+// it for those read here. An os.File would be made known to the poller and cost
+// several times as much; this is done for each segment.
+func readKernel(name string) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }() // only read
+	b := make([]byte, 0, 4<<10)
+	for len(b) < 64<<10 {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return b, nil
+		}
+		b = b[:len(b)+n]
+	}
+	return b, nil
 }

@@ -81,3 +81,25 @@ def test_truncated_frames_are_errors(cut: int) -> None:
     assert cut < laid.size
     with pytest.raises((pa.ArrowInvalid, OSError, StopIteration)):
         frame.read(mapping.buffer(0, cut))
+
+
+def test_reader_remembers_a_schema_and_not_the_memory_it_was_in() -> None:
+    """Frames of one schema, of another, with dictionaries and cut off, one after the other."""
+    numbers = [pa.record_batch({"x": pa.array([i, None], pa.int64()), "s": ["a", "bc"]}) for i in range(3)]
+    words = [pa.record_batch({"d": pa.array(w).dictionary_encode()}) for w in (["u", "v"], ["w", "w"])]
+    other = pa.record_batch({"x": pa.array([1.5], pa.float64())})
+    reader = frame.Reader()
+    for batch in [*numbers, *words, other, words[0], numbers[1], numbers[2]]:
+        laid = frame.Frame(batch)
+        own = pa.allocate_buffer(laid.size)
+        laid.write(own.address)
+        before = pa.total_allocated_bytes()
+        got = reader.read(own)
+        assert pa.total_allocated_bytes() == before
+        assert frame.bytes_outside(got, own) == 0
+        assert got.equals(batch)
+        assert got.schema.equals(batch.schema, check_metadata=True)
+        with pytest.raises((pa.ArrowInvalid, OSError)):  # a body that is cut off is the latter
+            reader.read(own.slice(0, laid.size // 2))
+        del got
+        memory.clear(own.address, laid.size)

@@ -12,6 +12,8 @@ import tempfile
 
 import pyarrow as pa
 
+POOL = 256 << 20  # bytes of shared memory that a node may publish in; at its default 16 MiB go through a socket
+
 
 def launch():
     here = os.path.abspath(__file__)
@@ -34,6 +36,7 @@ def launch():
     with open(path, "w") as f:
         f.write(flow)
     os.chdir(directory)
+    os.environ.setdefault("DORA_NODE_SHM_POOL_SIZE", str(POOL))
     os.execv(os.path.join(os.path.dirname(sys.executable), "dora"), ["dora", "run", path])
 
 

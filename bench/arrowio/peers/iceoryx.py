@@ -7,6 +7,7 @@ without Arrow. With "fill" the clock starts before the loan.
 """
 
 import ctypes
+import glob
 import importlib.metadata
 import os
 import subprocess
@@ -19,6 +20,10 @@ import pyarrow as pa
 from common import PAGE, Control, check, frame, make_batch, samples, touch
 
 iox.set_log_level(iox.LogLevel.Error)
+PREFIX = os.environ.setdefault("STOKEHOLD_BENCH_PREFIX", f"stokehold-bench-{os.getpid()}-")
+CONFIG = iox.config.default()
+CONFIG.global_cfg.prefix = iox.FileName.new(PREFIX)
+CONFIG.global_cfg.root_path = iox.Path.new(os.environ["TMPDIR"] + "/iceoryx2/")
 LIMIT = iox.Duration.from_secs(20)
 
 
@@ -26,7 +31,7 @@ class End:
     """Both services, as one process sees them."""
 
     def __init__(self, prefix, size, producer):
-        self.node = iox.NodeBuilder.new().signal_handling_mode(iox.SignalHandlingMode.Disabled).create(iox.ServiceType.Ipc)
+        self.node = iox.NodeBuilder.new().config(CONFIG).signal_handling_mode(iox.SignalHandlingMode.Disabled).create(iox.ServiceType.Ipc)
 
         def name(suffix):
             return iox.ServiceName.new(f"{prefix}/{suffix}")
@@ -107,7 +112,11 @@ def main(raw, fill):
                 child.kill()
                 child.wait()
 
-    Control(iceoryx2=importlib.metadata.version("iceoryx2")).serve(measure)
+    try:
+        Control(iceoryx2=importlib.metadata.version("iceoryx2")).serve(measure)
+    finally:
+        for left in glob.glob(f"/dev/shm/{PREFIX}*"):  # its bookkeeping outlives its processes
+            os.unlink(left)
 
 
 if __name__ == "__main__":

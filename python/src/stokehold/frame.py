@@ -86,6 +86,26 @@ def read(buffer: pa.Buffer) -> pa.RecordBatch:
         return reader.read_next_batch()
 
 
+class Reader:
+    """Opens frames, and remembers the schema of the last one: those of an input are the same as a rule."""
+
+    def __init__(self) -> None:
+        self._head: pa.Buffer | None = None  # schema message
+        self._schema: pa.Schema | None = None
+
+    def read(self, buffer: pa.Buffer) -> pa.RecordBatch:
+        """Open the batch framed in buffer, as the function read does."""
+        head = self._head
+        if head is not None and buffer.slice(0, head.size).equals(head):
+            return pa.ipc.read_record_batch(buffer.slice(head.size), self._schema)
+        batch = read(buffer)
+        _, size = _PREFIX.unpack_from(buffer)
+        head = buffer.slice(0, _PREFIX.size + size)
+        if pa.ipc.read_message(buffer.slice(head.size)).type == "record batch":  # no dictionaries come first
+            self._head, self._schema = pa.py_buffer(head.to_pybytes()), batch.schema
+        return batch
+
+
 def bytes_outside(batch: pa.RecordBatch, buffer: pa.Buffer) -> int:
     """Count the bytes of a batch that lie elsewhere than in buffer: those that reading had to copy."""
     low, high = buffer.address, buffer.address + buffer.size
