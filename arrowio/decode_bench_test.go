@@ -2,6 +2,7 @@ package arrowio_test
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -148,7 +149,7 @@ func TestDecodersKnowEachStream(t *testing.T) {
 	// It keeps a bounded number of streams, and the others' schemas are read anew.
 	a1 := ds.For("a")
 	for i := range 10_000 {
-		ds.For(fmt.Sprint(i))
+		ds.For(strconv.Itoa(i))
 	}
 	if n := arrowio.DecodersKept(&ds); n > 128 {
 		t.Errorf("%d streams are remembered", n)
