@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/url"
+	"time"
 
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
@@ -28,6 +31,21 @@ type Config struct {
 	// HotBytes is the size of the shared-memory arena, reserved when the process
 	// starts. Default 64 MiB.
 	HotBytes int64
+	// HotLimit is the most shared memory in bytes that this process keeps: the arena,
+	// and what other processes (its children) wrote and it adopted. Beyond it a batch
+	// of theirs goes to the warm tier alone. Default four times HotBytes, at least
+	// 1 GiB: the arena, as much again of adopted batches that stay hot (the store
+	// keeps up to HotBytes of them, or 256 MiB), and the rest for those that are being
+	// read or on their way and for the arenas of children.
+	HotLimit int64
+	// HotWait is how long a write waits for room in an arena full of batches that are
+	// being read, before it goes to the warm tier alone. Default 20 ms.
+	HotWait time.Duration
+	// HotPrefault touches every page of the arena when the process starts, about a
+	// second per GiB, so that no batch waits for it.
+	HotPrefault bool
+	// HotPages says which larger pages to ask the machine for; it may give none.
+	HotPages shm.HugePages
 	// RuntimeDir is where the processes of this host find one another to read each
 	// other's hot tier in place; created with mode 0700. Default
 	// handoff.RuntimeDir(), which is the same for all processes of a user.
@@ -101,6 +119,9 @@ func (c Config) withDefaults() Config {
 	if c.HotBytes == 0 {
 		c.HotBytes = 64 << 20
 	}
+	if c.HotLimit == 0 {
+		c.HotLimit = max(min(c.HotBytes, math.MaxInt64/4)*4, 1<<30)
+	}
 	if c.RuntimeDir == "" {
 		c.RuntimeDir = handoff.RuntimeDir()
 	}
@@ -132,6 +153,15 @@ func (c Config) validate() error {
 	}
 	if c.HotBytes < 1<<20 {
 		faults = append(faults, fmt.Errorf("a hot tier of %d bytes is too small: give it at least 1 MiB", c.HotBytes))
+	}
+	if c.HotLimit < c.HotBytes {
+		faults = append(faults, fmt.Errorf("a limit of %d bytes of shared memory leaves no room for a hot tier of %d: raise HotLimit, or make HotBytes smaller", c.HotLimit, c.HotBytes))
+	}
+	if c.HotWait < 0 {
+		faults = append(faults, fmt.Errorf("a wait of %v for room in the hot tier: want a time above 0, or 0 for the default", c.HotWait))
+	}
+	if c.HotPages < shm.NoHugePages || c.HotPages > shm.ReservedHugePages {
+		faults = append(faults, fmt.Errorf("huge pages %d are none of the kinds that there are", c.HotPages))
 	}
 	return errors.Join(faults...)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"testing"
 )
@@ -36,20 +37,28 @@ func TestConfigReportsEveryFault(t *testing.T) {
 	cfg := Config{
 		NATS:     NATS{URL: "nats://user:pw@example.org:4222"},
 		S3:       S3{Endpoint: "localhost:9000"},
-		HotBytes: 12,
-		Flight:   Flight{Addr: ":8815", CertFile: "x", Token: "hunter2"},
+		HotBytes: 12, HotLimit: 11, HotWait: -1, HotPages: 7,
+		Flight: Flight{Addr: ":8815", CertFile: "x", Token: "hunter2"},
 	}.withDefaults()
 	err := cfg.validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB", "both a certificate and a key", "Flight.Advertise", "at least 16"} {
+	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB", "leaves no room", "a wait of -1ns", "huge pages 7", "both a certificate and a key", "Flight.Advertise", "at least 16"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}
 	}
 	if strings.Contains(err.Error(), "pw@") {
 		t.Errorf("error shows the password: %v", err)
+	}
+}
+
+func TestDefaultLimitLeavesRoomForOthersBatches(t *testing.T) {
+	for hot, want := range map[int64]int64{0: 1 << 30, 1 << 20: 1 << 30, 1 << 30: 4 << 30, math.MaxInt64: math.MaxInt64 / 4 * 4} {
+		if got := (Config{HotBytes: hot}).withDefaults().HotLimit; got != want {
+			t.Errorf("HotBytes %d: limit %d, want %d", hot, got, want)
+		}
 	}
 }
 

@@ -257,14 +257,14 @@ func (a *App) openData(ctx context.Context, o options) error {
 	if err != nil || o.observing {
 		return err
 	}
-	a.Hot = &shm.Host{}
+	a.Hot = &shm.Host{Limit: a.cfg.HotLimit}
 	a.onClose(func(context.Context) error { return a.Hot.Close() })
-	arena, err := shm.New(shm.Config{Bytes: a.cfg.HotBytes})
+	arena, err := a.Hot.New(shm.Config{Bytes: a.cfg.HotBytes, Prefault: a.cfg.HotPrefault, HugePages: a.cfg.HotPages})
 	if err != nil {
 		return fmt.Errorf("reserve %d bytes of shared memory for the hot tier: %w: make HotBytes smaller", a.cfg.HotBytes, err)
 	}
-	if err := a.Hot.Add(arena); err != nil {
-		return err
+	if pages := arena.Stats().HugePages; pages != "" {
+		a.cfg.Log.InfoContext(ctx, "huge pages of the hot tier", "pages", pages)
 	}
 	local, err := a.shareHot()
 	if err != nil {
@@ -275,7 +275,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		return err
 	}
 	a.Store, err = tiers.Open(ctx, tiers.Config{
-		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, Cold: cold,
+		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
 	})

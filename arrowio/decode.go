@@ -23,13 +23,20 @@ const (
 // DecodeOption varies how a frame is decoded.
 type DecodeOption func(*decodeConfig)
 
-type decodeConfig struct{ trusted bool }
+type decodeConfig struct {
+	trusted bool
+	body    *int64
+}
 
 // Trusted skips the check of every value (offsets, UTF-8, null counts,
 // dictionary indices), which reads the whole body. Use it for memory that this
 // process wrote, or has checked before and that nobody can have changed since.
 // The framing and all bounds are checked regardless.
 func Trusted() DecodeOption { return func(c *decodeConfig) { c.trusted = true } }
+
+// CountBody sets n to the sum of the lengths of the frame's bodies in bytes, as
+// FrameBodyBytes returns it, if the frame is decoded.
+func CountBody(n *int64) DecodeOption { return func(c *decodeConfig) { c.body = n } }
 
 // Decode returns the batch framed in buf without copying its body: the arrays'
 // buffers alias buf, which must stay unchanged until release is called. Metadata
@@ -58,13 +65,12 @@ type Decoder struct{ last atomic.Pointer[known] }
 
 // Decode is as the function Decode.
 func (d *Decoder) Decode(buf []byte, release func(), opts ...DecodeOption) (arrow.RecordBatch, error) {
-	var cfg decodeConfig
-	for _, o := range opts {
-		o(&cfg)
-	}
 	hold := &holder{release: release}
+	for _, o := range opts {
+		o(&hold.cfg)
+	}
 	hold.n.Add(1)
-	rec, err := d.decode(buf, hold, cfg)
+	rec, err := d.decode(buf, hold)
 	if err != nil {
 		// Arrays half built when the library gave up may never be released.
 		hold.once()
@@ -74,7 +80,7 @@ func (d *Decoder) Decode(buf []byte, release func(), opts ...DecodeOption) (arro
 	return rec, nil
 }
 
-func (d *Decoder) decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.RecordBatch, err error) {
+func (d *Decoder) decode(buf []byte, hold *holder) (rec arrow.RecordBatch, err error) {
 	// The library panics where it cannot make a type or an array of what it is
 	// given, which checks should have seen before.
 	defer func() {
@@ -85,8 +91,8 @@ func (d *Decoder) decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.
 	if len(buf) > 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%8 != 0 {
 		return nil, fmt.Errorf("not 8-byte aligned in memory")
 	}
-	m, err := split(buf, d.last.Load())
-	if err != nil {
+	var m messages
+	if err := m.split(buf, d.last.Load()); err != nil {
 		return nil, err
 	}
 	if m.known.schema == nil {
@@ -117,7 +123,7 @@ func (d *Decoder) decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.
 		}
 	}()
 	rows := m.batch.header.rows
-	v := validator{full: !cfg.trusted}
+	v := validator{full: !hold.cfg.trusted}
 	for i, col := range data {
 		f := m.known.schema.Field(i)
 		if int64(col.Len()) != rows {
@@ -131,6 +137,9 @@ func (d *Decoder) decode(buf []byte, hold *holder, cfg decodeConfig) (rec arrow.
 	for i, col := range data {
 		cols[i] = array.MakeFromData(col)
 		defer cols[i].Release()
+	}
+	if hold.cfg.body != nil {
+		*hold.cfg.body = m.body
 	}
 	return array.NewRecordBatchWithMetadata(m.known.schema, cols, rows, m.batch.header.custom), nil
 }
@@ -150,32 +159,31 @@ type messages struct {
 
 // split cuts a frame into its messages and checks each one's metadata. A schema
 // message that equals last (which may be nil) is taken for it.
-func split(buf []byte, last *known) (*messages, error) {
-	m := &messages{}
+func (m *messages) split(buf []byte, last *known) error {
 	rest, at, n := buf, int64(0), 0
 	for ; len(rest) > 0; n++ { // the end-of-stream marker may be left out
 		if len(rest) < prefixBytes {
-			return nil, fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
+			return fmt.Errorf("truncated at byte %d: %d bytes where a message begins", at, len(rest))
 		}
 		if binary.LittleEndian.Uint32(rest) != marker {
-			return nil, fmt.Errorf("no message at byte %d", at)
+			return fmt.Errorf("no message at byte %d", at)
 		}
 		metaLen := int64(binary.LittleEndian.Uint32(rest[4:]))
 		if metaLen == 0 {
 			if len(rest) != prefixBytes {
-				return nil, fmt.Errorf("%d bytes after the end of the stream", len(rest)-prefixBytes)
+				return fmt.Errorf("%d bytes after the end of the stream", len(rest)-prefixBytes)
 			}
 			break
 		}
 		if n == maxMessages {
-			return nil, fmt.Errorf("more than %d messages", maxMessages)
+			return fmt.Errorf("more than %d messages", maxMessages)
 		}
 		if metaLen > MaxMetadataBytes || metaLen%8 != 0 {
-			return nil, fmt.Errorf("metadata of %d bytes at byte %d: want a multiple of 8, at most %d", metaLen, at, MaxMetadataBytes)
+			return fmt.Errorf("metadata of %d bytes at byte %d: want a multiple of 8, at most %d", metaLen, at, MaxMetadataBytes)
 		}
 		rest, at = rest[prefixBytes:], at+prefixBytes
 		if metaLen > int64(len(rest)) {
-			return nil, fmt.Errorf("truncated: metadata of %d bytes at byte %d, %d left", metaLen, at, len(rest))
+			return fmt.Errorf("truncated: metadata of %d bytes at byte %d, %d left", metaLen, at, len(rest))
 		}
 		raw := rest[:metaLen]
 		rest, at = rest[metaLen:], at+metaLen
@@ -186,32 +194,32 @@ func split(buf []byte, last *known) (*messages, error) {
 		p := part{meta: append([]byte(nil), raw...)}
 		var err error
 		if p.header, err = checkMessage(p.meta); err != nil {
-			return nil, fmt.Errorf("message %d: %w", n, err)
+			return fmt.Errorf("message %d: %w", n, err)
 		}
 		h := &p.header
 		if h.bodyBytes > int64(len(rest)) {
-			return nil, fmt.Errorf("truncated: body of %d bytes at byte %d, %d left", h.bodyBytes, at, len(rest))
+			return fmt.Errorf("truncated: body of %d bytes at byte %d, %d left", h.bodyBytes, at, len(rest))
 		}
 		if h.bodyBytes%8 != 0 {
-			return nil, fmt.Errorf("body of %d bytes: want a multiple of 8", h.bodyBytes)
+			return fmt.Errorf("body of %d bytes: want a multiple of 8", h.bodyBytes)
 		}
 		if (h.kind == headerSchema) != (n == 0) {
-			return nil, fmt.Errorf("message %d: the schema must be first and only there", n)
+			return fmt.Errorf("message %d: the schema must be first and only there", n)
 		}
 		p.body = rest[:h.bodyBytes:h.bodyBytes]
 		rest, at = rest[h.bodyBytes:], at+h.bodyBytes
 		m.body += h.bodyBytes
 		if m.batch.meta != nil {
-			return nil, fmt.Errorf("message %d: the record batch must be last, and one", n)
+			return fmt.Errorf("message %d: the record batch must be last, and one", n)
 		}
 		if err := m.add(p); err != nil {
-			return nil, fmt.Errorf("message %d: %w", n, err)
+			return fmt.Errorf("message %d: %w", n, err)
 		}
 	}
 	if m.batch.meta == nil {
-		return nil, fmt.Errorf("no record batch")
+		return fmt.Errorf("no record batch")
 	}
-	return m, nil
+	return nil
 }
 
 func (m *messages) add(p part) error {
@@ -240,6 +248,7 @@ type holder struct {
 	n       atomic.Int64
 	called  atomic.Bool
 	release func()
+	cfg     decodeConfig
 }
 
 func (h *holder) once() {

@@ -2,6 +2,7 @@ package arrowio_test
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -81,7 +82,7 @@ func TestDecodeAllocations(t *testing.T) {
 	if more := allocs(twice); more != n {
 		t.Errorf("%v allocations for twice the rows, %v before", more, n)
 	}
-	const columns, perColumn, perBatch = 17, 5, 20
+	const columns, perColumn, perBatch = 17, 5, 12
 	if limit := float64(columns*perColumn + perBatch); n > limit {
 		t.Errorf("%v allocations for %d columns, want at most %v", n, columns, limit)
 	}
@@ -110,5 +111,55 @@ func TestDecoderKnowsTheSchemaAgain(t *testing.T) {
 	}
 	if schemas[0] != schemas[1] || schemas[1] == schemas[3] {
 		t.Error("the schema of the last frame is shared, and no other")
+	}
+}
+
+func TestDecodersKnowEachStream(t *testing.T) {
+	var ds arrowio.Decoders
+	a, b := encode(t, wide(t, 3)), column(t, ints(1, 2))
+	schemas := map[string]*arrow.Schema{}
+	for range 3 { // in turn, which one Decoder would not know again
+		for stream, frame := range map[string][]byte{"a": a, "b": b} {
+			d := ds.For(stream)
+			var body int64
+			rec, err := d.Decode(frame, nil, arrowio.CountBody(&body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want, err := arrowio.FrameBodyBytes(frame); err != nil || body != want {
+				t.Errorf("body of %d bytes, want %d, %v", body, want, err)
+			}
+			if before := schemas[stream]; before != nil && before != rec.Schema() {
+				t.Error("stream", stream, "has its schema read again")
+			}
+			schemas[stream] = rec.Schema()
+			if got, want := d.Fingerprint(rec.Schema()), arrowio.Fingerprint(rec.Schema()); got != want {
+				t.Errorf("fingerprint %s, want %s", got, want)
+			}
+			rec.Release()
+		}
+	}
+	// Another schema than the last frame's has its own fingerprint.
+	if got, want := ds.For("a").Fingerprint(schemas["b"]), arrowio.Fingerprint(schemas["b"]); got != want {
+		t.Errorf("fingerprint %s, want %s", got, want)
+	}
+	if n := testing.AllocsPerRun(100, func() { ds.For("a").Fingerprint(schemas["a"]) }); n != 0 {
+		t.Errorf("%v allocations for a fingerprint that is known", n)
+	}
+	// It keeps a bounded number of streams, and the others' schemas are read anew.
+	a1 := ds.For("a")
+	for i := range 10_000 {
+		ds.For(strconv.Itoa(i))
+	}
+	if n := arrowio.DecodersKept(&ds); n > 128 {
+		t.Errorf("%d streams are remembered", n)
+	}
+	rec, err := a1.Decode(a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rec.Release()
+	if rec.Schema() != schemas["a"] {
+		t.Error("a Decoder forgot since its Decoders did")
 	}
 }

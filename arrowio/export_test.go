@@ -2,6 +2,13 @@ package arrowio
 
 import "encoding/binary"
 
+// DecodersKept is how many streams are remembered.
+func DecodersKept(ds *Decoders) int {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	return len(ds.of)
+}
+
 // RawMessage is one message of a frame for tests that forge: slices of the frame,
 // and where in Meta the things are that a forger changes.
 type RawMessage struct {

@@ -10,8 +10,8 @@ import (
 // FrameBodyBytes is the sum of the body lengths in bytes of a framed batch, from
 // its message headers alone. The error wraps ErrCorrupt.
 func FrameBodyBytes(frame []byte) (int64, error) {
-	m, err := split(frame, nil)
-	if err != nil {
+	var m messages
+	if err := m.split(frame, nil); err != nil {
 		return 0, fmt.Errorf("arrowio: frame of %d bytes: %w: %w", len(frame), ErrCorrupt, err)
 	}
 	return m.body, nil
@@ -37,8 +37,8 @@ type Layout struct {
 // as Decode does, but no values. It copies no body bytes. The error wraps
 // ErrCorrupt.
 func Inspect(frame []byte) (Layout, error) {
-	m, err := split(frame, nil)
-	if err != nil {
+	var m messages
+	if err := m.split(frame, nil); err != nil {
 		return Layout{}, fmt.Errorf("arrowio: frame of %d bytes: %w: %w", len(frame), ErrCorrupt, err)
 	}
 	l := Layout{Rows: m.batch.header.rows, BodyBytes: m.body, Messages: make([]Message, 0, 2+len(m.dicts))}

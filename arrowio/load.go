@@ -3,6 +3,7 @@ package arrowio
 import (
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -41,6 +42,10 @@ type known struct {
 	header header
 	schema *arrow.Schema
 	values map[int64]valueType // of each dictionary, by id
+	none   *memory.Buffer      // of no bytes and nobody's; not nil, which has a meaning of its own
+
+	named       sync.Once
+	fingerprint string
 }
 
 type valueType struct {
@@ -54,7 +59,6 @@ type loader struct {
 	parts  map[int64]part // dictionary messages by id
 	loaded map[int64]arrow.ArrayData
 	hold   *holder
-	none   *memory.Buffer
 }
 
 // source is the record batch header and body that arrays are made of, read
@@ -130,10 +134,7 @@ func (s *source) nextBuffer() *memory.Buffer {
 	s.buffer++
 	n := int(binary.LittleEndian.Uint64(s.meta[at+8:]))
 	if n == 0 {
-		if s.none == nil {
-			s.none = memory.NewBufferBytes([]byte{})
-		}
-		return s.none
+		return s.known.none
 	}
 	return memory.SliceBuffer(s.body, int(binary.LittleEndian.Uint64(s.meta[at:])), n)
 }

@@ -179,7 +179,7 @@ func (k *known) resolve() error {
 			return fmt.Errorf("field %d (%s): %w", i, clip(f.Name), err)
 		}
 	}
-	k.schema = schema
+	k.schema, k.none = schema, memory.NewBufferBytes([]byte{})
 	return nil
 }
 

@@ -38,6 +38,35 @@ func BenchmarkWriteAt(b *testing.B) {
 	}
 }
 
+// TestOpeningAllocatesLittle holds what a batch of a known schema takes from the
+// heap, wherever on this host it lies: nothing per row.
+func TestOpeningAllocatesLittle(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		arena int64
+		most  float64
+	}{"hot": {64 << 20, 45}, "warm": {0, 75}} {
+		s, _ := w.store(c.arena)
+		rec := batch(0, 1000)
+		ref, err := w.writer(s, dataset, fence("run-"+name, 1)).WriteAt(w.ctx, 0, rec)
+		rec.Release()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := testing.AllocsPerRun(200, func() {
+			b, err := s.OpenBatch(w.ctx, ref, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Release()
+		})
+		if n > c.most {
+			t.Errorf("%s: %v allocations, want at most %v", name, n, c.most)
+		}
+		t.Logf("%s: %v allocations", name, n)
+	}
+}
+
 func BenchmarkOpenBatch(b *testing.B) {
 	open := func(b *testing.B, w *world, s *tiers.Store, ref arrowio.Ref, want arrowio.Tier) {
 		b.Helper()

@@ -38,7 +38,7 @@ func (f framed) WriteTo(w io.Writer) (int64, error) {
 }
 
 // lay makes the body of a batch that is not hot.
-func lay(batch arrow.RecordBatch) (*body, *arrowio.Frame, error) {
+func (w *Writer) lay(batch arrow.RecordBatch) (*body, *arrowio.Frame, error) {
 	frame, err := arrowio.Prepare(batch)
 	if err != nil {
 		return nil, nil, err
@@ -47,9 +47,18 @@ func lay(batch arrow.RecordBatch) (*body, *arrowio.Frame, error) {
 		return nil, nil, fmt.Errorf("%w: %d bytes framed, at most %d: write smaller batches", ErrTooLarge, frame.Size(), int64(MaxBatchBytes))
 	}
 	return &body{
-		content: frame, fingerprint: arrowio.Fingerprint(batch.Schema()), rows: batch.NumRows(), bodyBytes: frame.BodyBytes(),
+		content: frame, fingerprint: w.fingerprintOf(batch.Schema()), rows: batch.NumRows(), bodyBytes: frame.BodyBytes(),
 		keep: func(_, _ string) {}, abandon: func() {},
 	}, frame, nil
+}
+
+// fingerprintOf is arrowio.Fingerprint, worked out once where one batch after the
+// other has the same schema.
+func (w *Writer) fingerprintOf(schema *arrow.Schema) string {
+	if w.last != schema {
+		w.last, w.lastPrint = schema, arrowio.Fingerprint(schema)
+	}
+	return w.lastPrint
 }
 
 // place makes a published slot the hot copy that b will have. lease is on the
@@ -64,7 +73,7 @@ func (h *hot) place(b *body, lease shm.Lease) {
 // encode copies a batch into the arena, unless it lies in shared memory as a
 // whole; without room it spills.
 func (w *Writer) encode(ctx context.Context, batch arrow.RecordBatch) (*body, error) {
-	b, frame, err := lay(batch)
+	b, frame, err := w.lay(batch)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +113,7 @@ func (h *hot) again(b *body, batch arrow.RecordBatch) bool {
 	if !ok {
 		return false
 	}
-	there, err := arrowio.Decode(lease.Bytes(), nil, arrowio.Trusted()) // only compared
+	there, err := h.passed.Decode(lease.Bytes(), nil, arrowio.Trusted()) // only compared
 	if err == nil {
 		ok = arrowio.SameMemory(batch, there)
 		there.Release()
@@ -145,7 +154,8 @@ func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
 		return fail(err)
 	}
 	frame := lease.Bytes()
-	rec, err := lease.Batch() // validated in full: the writer was another process
+	d := w.store.decoders.For(w.dataset)
+	rec, err := lease.BatchBy(d) // validated in full: the writer was another process
 	if err != nil {
 		return fail(err)
 	}
@@ -155,7 +165,7 @@ func (w *Writer) adopt(seg *shm.Arena, handle shm.Handle) (*body, error) {
 		return fail(err)
 	}
 	b := &body{
-		content: framed(frame), fingerprint: arrowio.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
+		content: framed(frame), fingerprint: d.Fingerprint(rec.Schema()), rows: rec.NumRows(), bodyBytes: bodyBytes,
 		abandon: func() { rec.Release(); _ = seg.Drop(handle) }, // gone with its arena: as wanted
 		spilled: full,
 	}

@@ -95,7 +95,7 @@ func (w *Writer) WriteBuilt(ctx context.Context, seq uint64, b *Build, batch arr
 // building in place leaves, so that its content does not depend on where it was
 // built.
 func (w *Writer) publish(ctx context.Context, slot *shm.Build, batch arrow.RecordBatch) (*body, error) {
-	b, _, err := lay(batch)
+	b, _, err := w.lay(batch)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func (s *Store) openCold(ctx context.Context, ref arrowio.Ref, loc arrowio.Locat
 	if err != nil {
 		return nil, err
 	}
-	return checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Cold})
+	return s.checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Cold})
 }
 
 func (s *Store) fetchCold(ctx context.Context, loc arrowio.Location) (arrow.RecordBatch, error) {

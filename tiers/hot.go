@@ -34,6 +34,7 @@ type hot struct {
 	arena  *shm.Arena // nil: nothing is written here, segments may still be adopted
 	wait   time.Duration
 	copies *arrowio.Copies
+	passed arrowio.Decoder // of batches that are passed on as they were read
 
 	mu      sync.Mutex
 	slots   map[string]*list.Element // of *hotSlot, by batch id

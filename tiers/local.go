@@ -27,7 +27,7 @@ func (l Local) Resolve(ctx context.Context, ref arrowio.Ref) (arrow.RecordBatch,
 		return nil, err
 	}
 	// Written or validated by this store, in an arena or under the file's hash.
-	return arrowio.Decode(frame, release, arrowio.Trusted())
+	return l.store.decoders.For(ref.Dataset).Decode(frame, release, arrowio.Trusted())
 }
 
 // Frame lends the framed bytes of a committed batch, to be released once: those

@@ -158,12 +158,11 @@ func (s *Store) openHot(ref arrowio.Ref) (*Batch, error) {
 	if lease == nil {
 		return nil, nil
 	}
-	rec, err := lease.Batch(opts...)
+	rec, err := lease.BatchBy(s.decoders.For(ref.Dataset), opts...)
 	if err != nil {
 		return nil, fmt.Errorf("hot: %w", err)
 	}
-	b := &Batch{Ref: ref, Record: rec, Tier: arrowio.Hot, Lease: lease}
-	return checked(b)
+	return s.checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Hot, Lease: lease})
 }
 
 func (s *Store) openWarm(_ context.Context, ref arrowio.Ref, loc arrowio.Location) (*Batch, error) {
@@ -172,16 +171,16 @@ func (s *Store) openWarm(_ context.Context, ref arrowio.Ref, loc arrowio.Locatio
 		return nil, err
 	}
 	// The hash says that these are the bytes that were validated when written.
-	rec, err := arrowio.Decode(data, release, arrowio.Trusted())
+	rec, err := s.decoders.For(ref.Dataset).Decode(data, release, arrowio.Trusted())
 	if err != nil {
 		return nil, err
 	}
-	return checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Warm})
+	return s.checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Warm})
 }
 
 // checked refuses a batch that is not the one its ref describes.
-func checked(b *Batch) (*Batch, error) {
-	got := arrowio.Fingerprint(b.Record.Schema())
+func (s *Store) checked(b *Batch) (*Batch, error) {
+	got := s.decoders.For(b.Ref.Dataset).Fingerprint(b.Record.Schema())
 	rows := b.Record.NumRows()
 	// A ref without a fingerprint only names the batch.
 	if want := b.Ref; want.Fingerprint != "" && (got != want.Fingerprint || rows != want.Rows) {
@@ -212,7 +211,7 @@ func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
 		return nil, err
 	}
 	s.hot.add(b.Ref.ID(), s.hot.arena, handle, "") // framed anew, maybe in other bytes
-	rec, err := lease.Batch(arrowio.Trusted())
+	rec, err := lease.BatchBy(s.decoders.For(b.Ref.Dataset), arrowio.Trusted())
 	if err != nil {
 		return nil, err
 	}

@@ -75,7 +75,7 @@ func (s *Store) askPeer(ctx context.Context, r arrowio.Resolver, ref arrowio.Ref
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}
-	b, err := checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Hot, Peer: true})
+	b, err := s.checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Hot, Peer: true})
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}

@@ -38,6 +38,8 @@ type Store struct {
 	copies arrowio.Copies
 	spills spills
 
+	decoders arrowio.Decoders // by dataset
+
 	// announced is, by dataset, one past the newest sequence that this store knows
 	// to be in the event stream; it saves publishing it again.
 	announced sync.Map

@@ -28,6 +28,8 @@ type Writer struct {
 	own         []uint64      // sequences of this stage's batches, where they are not in one piece
 	unannounced *events.Event // of a commit whose publication failed
 	fenced      bool
+	last        *arrow.Schema // of a batch, and its fingerprint
+	lastPrint   string
 }
 
 // Writer opens dataset for appending, fencing every earlier writer. schema

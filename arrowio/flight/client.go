@@ -85,6 +85,8 @@ func (c Config) withDefaults() (Config, error) {
 type Client struct {
 	cfg    Config
 	copies arrowio.Copies
+	// By dataset.
+	decoders arrowio.Decoders
 
 	mu     sync.Mutex
 	hosts  map[arrowio.FlightURI]*host

@@ -200,11 +200,12 @@ func (f *fetch) finish() (*Batch, error) {
 			opts = append(opts, arrowio.Trusted())
 		}
 	}
-	rec, err := arrowio.Decode(frame, nil, opts...)
+	d := f.client.decoders.For(f.ticket.Dataset)
+	rec, err := d.Decode(frame, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.check(rec); err != nil {
+	if err := f.check(rec, d); err != nil {
 		rec.Release()
 		return nil, err
 	}
@@ -229,7 +230,7 @@ func checksum(ref arrowio.Ref, digest string) (known bool, err error) {
 	return known, nil
 }
 
-func (f *fetch) check(rec arrow.RecordBatch) error {
+func (f *fetch) check(rec arrow.RecordBatch, d *arrowio.Decoder) error {
 	if rec.NumRows() != f.meta.Rows {
 		return fmt.Errorf("%d rows, %d announced", rec.NumRows(), f.meta.Rows)
 	}
@@ -237,7 +238,7 @@ func (f *fetch) check(rec arrow.RecordBatch) error {
 		return fmt.Errorf("%d rows, the ref says %d", rec.NumRows(), f.want.Rows)
 	}
 	if want := f.ticket.Fingerprint; want != "" {
-		if got := arrowio.Fingerprint(rec.Schema()); got != want {
+		if got := d.Fingerprint(rec.Schema()); got != want {
 			return fmt.Errorf("schema %s, %s expected", got, want)
 		}
 	}

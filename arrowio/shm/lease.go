@@ -107,11 +107,20 @@ func (l Lease) Bytes() []byte {
 // Batch returns the framed batch in place; the lease passes to it and is
 // released with it. On error the lease is released too.
 func (l Lease) Batch(opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
+	if l.arena == nil {
+		return nil, fmt.Errorf("shm: batch: %w: no lease", arrowio.ErrGone)
+	}
+	return l.BatchBy(&l.arena.decoder, opts...)
+}
+
+// BatchBy is Batch by a decoder that may know the schema: of an arena's batches,
+// Batch knows only that of the one before, of an adopted segment's none.
+func (l Lease) BatchBy(d *arrowio.Decoder, opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
 	b := l.Bytes()
 	if b == nil {
 		return nil, fmt.Errorf("shm: batch at %s: %w: lease released", l.handle, arrowio.ErrGone)
 	}
-	return l.arena.decoder.Decode(b, l.Release, opts...)
+	return d.Decode(b, l.Release, opts...)
 }
 
 // Release ends the lease. Repeatable, also after ReclaimOwner.

@@ -316,6 +316,9 @@ func TestHugePagesAreNeverDemanded(t *testing.T) {
 const (
 	limitEnv = "STOKEHOLD_TEST_SHM_FILL"
 	mapEnv   = "STOKEHOLD_TEST_SHM_MAP"
+	// mostFilled is more of either than the limits of the tests leave room for: where
+	// a limit is not in force, the test ends before the machine is full.
+	mostFilled = 24
 )
 
 func TestMain(m *testing.M) {
@@ -360,7 +363,7 @@ func fillMemory(bytes, more string) error {
 		}
 	}
 	arenas, segments := 0, 0
-	for ; err == nil && arenas < 1000; arenas++ {
+	for ; err == nil && arenas < mostFilled; arenas++ {
 		var a *shm.Arena
 		if a, err = shm.New(shm.Config{Bytes: each, Prefault: arenas%2 == 0, HugePages: shm.HugePages(arenas % 3)}); err == nil {
 			var l *shm.Loan
@@ -370,16 +373,16 @@ func fillMemory(bytes, more string) error {
 		}
 	}
 	if !errors.Is(err, shm.ErrNoMemory) {
-		return fmt.Errorf("arena %d: %w", arenas, err)
+		return errors.Join(fmt.Errorf("arena %d of %d: want ErrNoMemory", arenas, mostFilled), err)
 	}
-	for err = nil; err == nil && segments < 1000; segments++ {
+	for err = nil; err == nil && segments < mostFilled; segments++ {
 		var s *shm.Segment
 		if s, err = shm.NewSegment(each); err == nil {
 			touch(s.Bytes())
 		}
 	}
 	if !errors.Is(err, shm.ErrNoMemory) {
-		return fmt.Errorf("segment %d: %w", segments, err)
+		return errors.Join(fmt.Errorf("segment %d of %d: want ErrNoMemory", segments, mostFilled), err)
 	}
 	fmt.Println("refused arena", arenas, "and segment", segments)
 	return nil
@@ -389,16 +392,40 @@ func fillMemory(bytes, more string) error {
 // where writing to what was given would kill it if too much had been given.
 func TestFullMachineIsAnError(t *testing.T) {
 	dir := ""
-	for base, file := range map[string]string{"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"} {
-		try := filepath.Join(base, fmt.Sprint("stokehold-test-", os.Getpid()))
+	for _, g := range []struct{ base, limit, swap string }{
+		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"},
+		{"/sys/fs/cgroup", "memory.max", "memory.swap.max"},
+	} {
+		// Where version 1 is mounted the second is an ordinary directory, in which
+		// anybody could make files of these names that limit nothing.
+		var fs unix.Statfs_t
+		if unix.Statfs(g.base, &fs) != nil || fs.Type != unix.CGROUP_SUPER_MAGIC && fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		try := filepath.Join(g.base, fmt.Sprint("stokehold-test-", os.Getpid()))
 		if os.Mkdir(try, 0o700) != nil {
 			continue
 		}
 		t.Cleanup(func() { os.Remove(try) })
-		if os.WriteFile(filepath.Join(try, file), []byte(strconv.Itoa(160<<20)), 0o600) == nil {
-			dir = try
-			break
+		set := func(name string, n int) error {
+			f, err := os.OpenFile(filepath.Join(try, name), os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteString(strconv.Itoa(n))
+			return errors.Join(err, f.Close())
 		}
+		if set(g.limit, 160<<20) != nil {
+			continue // the controller is not given to groups here
+		}
+		// What may be swapped out is not limited by the group. Version 1 counts both.
+		swap := 0
+		if g.limit == "memory.limit_in_bytes" {
+			swap = 160 << 20
+		}
+		_ = set(g.swap, swap) // there may be no swap, and no such file
+		dir = try
+		break
 	}
 	if dir == "" {
 		t.Skip("SKIPPED, this test proves nothing here: control groups cannot be made")

@@ -92,7 +92,8 @@ func playedSurvey() handoff.Survey {
 		Processes: []handoff.Status{{
 			PID: 4242, Started: playedAt.Add(-2 * time.Hour), Socket: "/run/user/1/stokehold/4242-00.sock",
 			Arenas: []handoff.ArenaStatus{
-				{ID: strings.Repeat("ab", 16), Inode: 77, Size: 64 << 20, Used: 12 << 20, HighWater: 40 << 20, Slots: 7, Leases: 3, Waiting: 1},
+				{ID: strings.Repeat("ab", 16), Inode: 77, Size: 64 << 20, Used: 12 << 20, HighWater: 40 << 20, Slots: 7, Leases: 3, Waiting: 1,
+					Free: 52 << 20, FreePieces: 2, LargestFree: 48 << 20, HugePages: "advised", Holders: []shm.Holder{{Owner: "store", Leases: 3, Bytes: 9 << 20}}},
 				{ID: strings.Repeat("cd", 16), Inode: 78, Size: 4096, Used: 4096, HighWater: 4096, Slots: 1, Adopted: true},
 			},
 			Peers: []handoff.PeerStatus{

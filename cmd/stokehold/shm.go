@@ -58,7 +58,8 @@ func (a *app) survey(sv handoff.Survey) error {
 	th := a.env.theme()
 	var total sums
 	processes := grid{head: []string{"PID", "UP", "ARENAS", "SIZE", "USED", "HIGH WATER", "SLOTS", "LEASES", "WAITING", "PEERS"}, right: []int{0, 2, 3, 4, 5, 6, 7, 8, 9}}
-	arenas := grid{head: []string{"PID", "ARENA", "SIZE", "USED", "HIGH WATER", "SLOTS", "LEASES", "WAITING"}, right: []int{0, 2, 3, 4, 5, 6, 7}}
+	arenas := grid{head: []string{"PID", "ARENA", "SIZE", "USED", "HIGH WATER", "LARGEST FREE", "SLOTS", "LEASES", "WAITING", "HUGE PAGES"}, right: []int{0, 2, 3, 4, 5, 6, 7, 8}}
+	holders := grid{head: []string{"PID", "ARENA", "HELD BY", "LEASES", "BYTES"}, right: []int{0, 3, 4}}
 	peers := grid{head: []string{"PID", "READ BY", "STATE", "LEASES", "BYTES", "ARENAS", "CONNECTED", "WHY"}, right: []int{0, 1, 3, 4, 5}}
 	for _, p := range sv.Processes {
 		pid, m := strconv.Itoa(p.PID), p.Memory
@@ -74,8 +75,11 @@ func (a *app) survey(sv handoff.Survey) error {
 			if r.Adopted {
 				name += " (adopted)"
 			}
-			arenas.add(pid, name, report.Bytes(r.Size), report.Bytes(r.Used), report.Bytes(r.HighWater),
-				strconv.Itoa(r.Slots), strconv.Itoa(r.Leases), strconv.Itoa(r.Waiting))
+			arenas.add(pid, name, report.Bytes(r.Size), report.Bytes(r.Used), report.Bytes(r.HighWater), report.Bytes(r.LargestFree),
+				strconv.Itoa(r.Slots), strconv.Itoa(r.Leases), strconv.Itoa(r.Waiting), report.Clean(r.HugePages))
+			for _, h := range r.Holders {
+				holders.add(pid, report.Short(r.ID), report.Clean(h.Owner), strconv.Itoa(h.Leases), report.Bytes(h.Bytes))
+			}
 		}
 		if more := m.Arenas - len(p.Arenas); more > 0 {
 			arenas.add(pid, fmt.Sprintf("… %d more", more))
@@ -108,7 +112,7 @@ func (a *app) survey(sv handoff.Survey) error {
 	for _, s := range sv.Silent {
 		silent.add(th.Bad.Render(strconv.Itoa(s.PID)), s.Socket, report.Clean(s.Error))
 	}
-	for _, g := range []grid{processes, arenas, peers, silent, unclaimed} {
+	for _, g := range []grid{processes, arenas, holders, peers, silent, unclaimed} {
 		if len(g.rows) == 0 {
 			continue
 		}

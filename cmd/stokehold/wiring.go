@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stokehold/stokehold"
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/cmd/internal/report"
@@ -61,6 +62,8 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
 			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
 		},
+		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
+		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
 	}, append(opts, more...)...)
 }

@@ -71,6 +71,43 @@ func TestLeasesAllocateNothing(t *testing.T) {
 	}
 }
 
+// TestOutputsAllocateLittle holds what an output takes from the host's heap: of a
+// known schema what its arrays, its name and, where it is a segment, an arena and
+// a descriptor are made of.
+func TestOutputsAllocateLittle(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the detector allocates too")
+	}
+	for mode, most := range map[worker.OutputMode]float64{worker.Sealed: 32, worker.Shared: 20} {
+		a := newArena(t, 1<<16)
+		h := host(t, worker.Config{Outputs: mode})
+		rec := numbers(1, 2, 3)
+		defer rec.Release()
+		handle, err := a.Put(t.Context(), rec, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const n = 1000
+		job := worker.Job{
+			Stage: "mirror", Inputs: []worker.Input{{Name: "in", Batches: repeat(a, handle, n, 64)}},
+			OnBatch: func(context.Context, *worker.Output) error { return nil },
+		}
+		var before, after runtime.MemStats
+		for range 2 { // the first warms up
+			runtime.ReadMemStats(&before)
+			if err := h.Do(t.Context(), job); err != nil {
+				t.Fatal(err)
+			}
+			runtime.ReadMemStats(&after)
+		}
+		per := float64(after.Mallocs-before.Mallocs) / n
+		if per > most {
+			t.Errorf("%s: %.2f allocations per output, want at most %v", mode, per, most)
+		}
+		t.Logf("%s: %.2f allocations", mode, per)
+	}
+}
+
 // repeat feeds one slot n times.
 func repeat(a *shm.Arena, handle shm.Handle, n int, body int64) func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
 	return func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {

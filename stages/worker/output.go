@@ -19,14 +19,14 @@ var ErrModel = errors.New("the model cannot be taken")
 
 // adopt verifies and maps a sealed memfd that came with a message, closing the
 // descriptor on error.
-func adopt(fd int, size, length int64, what string) (*shm.Arena, shm.Handle, error) {
+func adopt(fd int, size, length int64) (*shm.Arena, shm.Handle, error) {
 	arena, handle, err := shm.Adopt(fd, size, length)
 	if err == nil {
 		return arena, handle, nil
 	}
 	_ = unix.Close(fd) // received, never written to
 	if errors.Is(err, shm.ErrSeals) {
-		err = fmt.Errorf("%w: %s: %w", ErrProtocol, what, err)
+		err = fmt.Errorf("%w: %w", ErrProtocol, err)
 	} // else this process could not map it: not the child's fault
 	return nil, shm.Handle{}, err
 }
@@ -42,9 +42,9 @@ func (r *run) output(ctx context.Context, pkt handoff.Packet, cancelled bool) er
 		_ = unix.Close(fd) // received, never written to
 		return err
 	}
-	arena, handle, err := adopt(fd, note.size, note.length, fmt.Sprintf("output %d", note.sequence))
+	arena, handle, err := adopt(fd, note.size, note.length)
 	if err != nil {
-		return err
+		return fmt.Errorf("output %d: %w", note.sequence, err)
 	}
 	return r.take(ctx, &Output{Sequence: note.sequence, Arena: arena, Handle: handle}, cancelled)
 }
@@ -71,19 +71,15 @@ func (r *run) take(ctx context.Context, out *Output, cancelled bool) error {
 			_ = out.Arena.Drop(out.Handle)
 		}
 	}()
-	lease, err := out.Arena.Lease(out.Handle, "worker-output")
+	lease, err := out.Arena.Hold(out.Handle, "worker-output")
 	if err != nil {
 		return err
 	}
-	frame := lease.Bytes()
-	if out.Batch, err = r.p.decoder.Decode(frame, lease.Release); err != nil {
+	frame, body := lease.Bytes(), int64(0)
+	if out.Batch, err = lease.BatchBy(&r.p.decoder, arrowio.CountBody(&body)); err != nil {
 		return fmt.Errorf("%w: output %d: %w", ErrProtocol, out.Sequence, err)
 	}
 	defer out.Batch.Release()
-	body, err := arrowio.FrameBodyBytes(frame)
-	if err != nil {
-		return fmt.Errorf("%w: output %d: %w", ErrProtocol, out.Sequence, err)
-	}
 	r.host.count.outBatches.Add(1)
 	r.host.count.outBytes.Add(uint64(body))
 	r.copied += uint64(arrowio.BytesOutside(out.Batch, frame))
@@ -110,9 +106,9 @@ func (r *run) model(ctx context.Context, pkt handoff.Packet, cancelled bool) err
 		_ = unix.Close(fd) // received, never written to
 		return err
 	}
-	arena, handle, err := adopt(fd, note.size, note.length, "model")
+	arena, handle, err := adopt(fd, note.size, note.length)
 	if err != nil {
-		return err
+		return fmt.Errorf("model: %w", err)
 	}
 	defer func() { _ = arena.Drop(handle) }() // ours alone
 	lease, err := arena.Lease(handle, "worker-model")

@@ -328,11 +328,20 @@ func (l Lease) Bytes() []byte {
 // The batch is validated in full unless arrowio.Trusted is given: it comes from
 // another process.
 func (l Lease) Batch(opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
+	if l.h == nil {
+		return nil, fmt.Errorf("handoff: %w: no lease", arrowio.ErrGone)
+	}
+	return l.BatchBy(&l.h.c.decoder, opts...)
+}
+
+// BatchBy is Batch by a decoder that may know the schema: of what is read of an
+// owner, Batch knows only that of the batch before.
+func (l Lease) BatchBy(d *arrowio.Decoder, opts ...arrowio.DecodeOption) (arrow.RecordBatch, error) {
 	b := l.Bytes()
 	if b == nil {
 		return nil, fmt.Errorf("handoff: %w: lease released", arrowio.ErrGone)
 	}
-	return l.h.c.decoder.Decode(b, l.Release, opts...)
+	return d.Decode(b, l.Release, opts...)
 }
 
 // Release gives the slot back. The bytes must not be used after it, by anyone.

@@ -40,7 +40,8 @@ type PeersConfig struct {
 // needed, and remembers which arena is whose. It is the arrowio.Resolver of
 // shm:// locations. Safe for concurrent use.
 type Peers struct {
-	cfg PeersConfig
+	cfg      PeersConfig
+	decoders arrowio.Decoders // by dataset
 
 	mu      sync.Mutex
 	clients map[string]*dialling // by name of the socket
@@ -102,11 +103,12 @@ func (p *Peers) open(ctx context.Context, handle arrowio.SharedURI, ref arrowio.
 	if p.cfg.Trusted {
 		opts = append(opts, arrowio.Trusted())
 	}
-	rec, err := l.Batch(opts...)
+	d := p.decoders.For(ref.Dataset)
+	rec, err := l.BatchBy(d, opts...)
 	if err != nil {
 		return nil, err
 	}
-	got := arrowio.Fingerprint(rec.Schema())
+	got := d.Fingerprint(rec.Schema())
 	// A ref without a fingerprint only names the batch.
 	if ref.Fingerprint != "" && (got != ref.Fingerprint || rec.NumRows() != ref.Rows) {
 		err := fmt.Errorf("handoff: %s at %s: %w: %d rows of schema %s, want %d of %s", ref.ID(), handle, arrowio.ErrCorrupt, rec.NumRows(), got, ref.Rows, ref.Fingerprint)

@@ -35,6 +35,12 @@ type ArenaStatus struct {
 	Leases    int    `json:"leases"`  // of this process and others
 	Waiting   int    `json:"waiting"` // loans that wait for memory
 	Adopted   bool   `json:"adopted,omitempty"`
+	// Free memory, whose largest piece is what a loan can get without waiting.
+	Free        int64       `json:"free"`
+	FreePieces  int         `json:"free_pieces"`
+	LargestFree int64       `json:"largest_free"`
+	Classes     []shm.Class `json:"classes,omitempty"`
+	HugePages   string      `json:"huge_pages,omitempty"` // what became of them; "": not asked for
 	// Holders are who has the leases, at most 64 of them.
 	Holders []shm.Holder `json:"holders,omitempty"`
 }
@@ -78,6 +84,7 @@ func (s *Server) statusFor(asking *peer) Status {
 		st.Arenas = append(st.Arenas, ArenaStatus{
 			ID: a.ID(), Inode: inode, Size: a.Size(), Used: m.Used, HighWater: m.HighWater,
 			Slots: m.Slots, Leases: m.Leases, Waiting: m.Waiting, Adopted: a.Adopted(), Holders: holders(a),
+			Free: m.Free, FreePieces: m.FreePieces, LargestFree: m.LargestFree, Classes: a.Classes(), HugePages: m.HugePages,
 		})
 	}
 	slices.SortFunc(st.Arenas, func(x, y ArenaStatus) int {

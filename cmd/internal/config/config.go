@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/confmap"
@@ -40,6 +41,7 @@ type Config struct {
 	Temporal Temporal `koanf:"temporal" json:"temporal"`
 	S3       S3       `koanf:"s3" json:"s3"`
 	Flight   Flight   `koanf:"flight" json:"flight"`
+	Hot      Hot      `koanf:"hot" json:"hot"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// StampKey signs and verifies the stamps of judged events; every process of a
@@ -89,6 +91,16 @@ type Flight struct {
 	Insecure  bool   `koanf:"insecure" json:"insecure,omitempty"`
 }
 
+// Hot is the shared memory that batches are kept in. Zero values take the
+// defaults of stokehold.Config.
+type Hot struct {
+	Bytes     Size          `koanf:"bytes" json:"bytes,omitempty"`
+	Limit     Size          `koanf:"limit" json:"limit,omitempty"` // with what child processes wrote
+	Wait      time.Duration `koanf:"wait" json:"wait,omitempty"`   // for room
+	Prefault  bool          `koanf:"prefault" json:"prefault,omitempty"`
+	HugePages HugePages     `koanf:"huge_pages" json:"huge_pages,omitempty"`
+}
+
 // defaults also lists every key there is: a key that is not here is a fault.
 func defaults() map[string]any {
 	return map[string]any{
@@ -97,6 +109,7 @@ func defaults() map[string]any {
 		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
 		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
 		"flight.addr": "", "flight.advertise": "", "flight.token": "", "flight.cert": "", "flight.key": "", "flight.ca": "", "flight.insecure": false,
+		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
 		"state": DefaultStateDir, "policies": []string{}, "stamp_key": "",
 	}
 }
@@ -146,6 +159,7 @@ func ServerFlags(fs *pflag.FlagSet) {
 	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
 	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
 	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
+	fs.String("hot-bytes", "", "`size` of the shared memory for batches, e.g. 512MiB (STOKEHOLD_HOT_BYTES)")
 	fs.String("flight-addr", "", "give batches out to other hosts at `host:port` (STOKEHOLD_FLIGHT_ADDR)")
 	fs.String("flight-advertise", "", "where other hosts reach that, `host:port` (STOKEHOLD_FLIGHT_ADVERTISE)")
 }
@@ -154,7 +168,7 @@ func flagKeys() map[string]string {
 	return map[string]string{
 		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
 		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
-		"s3-region": "s3.region", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "state": "state",
+		"s3-region": "s3.region", "hot-bytes": "hot.bytes", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "state": "state",
 	}
 }
 
@@ -247,6 +261,15 @@ func (c Config) validate() error {
 		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
 			bad("s3.endpoint", "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 		}
+	}
+	if c.Hot.Bytes != 0 && c.Hot.Bytes < 1<<20 {
+		bad("hot.bytes", "%s is too small: give it at least 1MiB", c.Hot.Bytes)
+	}
+	if c.Hot.Limit != 0 && c.Hot.Limit < c.Hot.Bytes {
+		bad("hot.limit", "%s leaves no room for hot.bytes (%s)", c.Hot.Limit, c.Hot.Bytes)
+	}
+	if c.Hot.Wait < 0 {
+		bad("hot.wait", "%v is negative", c.Hot.Wait)
 	}
 	return errors.Join(faults...)
 }

@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/cmd/internal/config"
 )
 
@@ -135,6 +137,36 @@ func TestLoadFlight(t *testing.T) {
 	}
 	if err != nil || c.Flight != want {
 		t.Errorf("%+v, %v", c.Flight, err)
+	}
+}
+
+func TestLoadHot(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, config.DefaultFile, "hot:\n  bytes: 1048576\n  limit: 2GiB\n  wait: 5ms\n  prefault: true\n  huge_pages: advise\n")
+	c, err := config.Load(config.Options{Dir: dir, Environ: []string{"STOKEHOLD_HOT_WAIT=50ms", "STOKEHOLD_HOT_HUGE_PAGES=reserved"}})
+	want := config.Hot{Bytes: 1 << 20, Limit: 2 << 30, Wait: 50 * time.Millisecond, Prefault: true, HugePages: config.HugePages(shm.ReservedHugePages)}
+	if err != nil || c.Hot != want {
+		t.Errorf("%+v, %v", c.Hot, err)
+	}
+	c, err = config.Load(config.Options{Dir: dir, Flags: flags(t, "--hot-bytes=512 MiB")})
+	if err != nil || c.Hot.Bytes != 512<<20 {
+		t.Errorf("%+v, %v", c.Hot, err)
+	}
+	c, err = config.Load(config.Options{Dir: t.TempDir(), Environ: []string{"HOME=/"}})
+	if err != nil || c.Hot != (config.Hot{}) {
+		t.Errorf("by default %+v, %v", c.Hot, err)
+	}
+	_, err = config.Load(config.Options{Dir: t.TempDir(), Environ: []string{"STOKEHOLD_HOT_BYTES=64KiB", "STOKEHOLD_HOT_LIMIT=1KiB", "STOKEHOLD_HOT_WAIT=-1s"}})
+	for _, want := range []string{"hot.bytes (from the environment): 64KiB", "hot.limit (from the environment): 1KiB", "hot.wait (from the environment)"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error lacks %q: %v", want, err)
+		}
+	}
+	_, err = config.Load(config.Options{Dir: t.TempDir(), Environ: []string{"STOKEHOLD_HOT_BYTES=64MB", "STOKEHOLD_HOT_LIMIT=9999999999GiB", "STOKEHOLD_HOT_HUGE_PAGES=yes"}})
+	for _, want := range []string{`"64MB"`, `"9999999999GiB"`, `"yes"`} {
+		if !errors.Is(err, config.ErrConfig) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error lacks %s: %v", want, err)
+		}
 	}
 }
 
