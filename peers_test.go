@@ -21,6 +21,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/internal/natstest"
+	"github.com/stokehold/stokehold/internal/talk"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -104,18 +105,7 @@ func TestHotTierIsSharedInPlace(t *testing.T) {
 	srv := natstest.Start(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "STOKEHOLD_TEST_PRODUCER="+srv.URL(), "STOKEHOLD_TEST_DIR="+dir)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := talk.Start(t, cmd)
 	t.Cleanup(func() { _ = cmd.Process.Kill() }) // ended already: as wanted
 	said := bufio.NewScanner(out)
 	if !said.Scan() || said.Text() != "written" {

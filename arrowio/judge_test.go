@@ -20,6 +20,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/internal/pythontest"
+	"github.com/stokehold/stokehold/internal/talk"
 )
 
 const judgeBytes = 4 << 20 // of the file that the judge has mapped
@@ -52,18 +53,7 @@ func startJudge(t *testing.T) *judge {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(python, "testdata/judge.py", file.Name())
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := talk.Start(t, cmd)
 	t.Cleanup(func() {
 		in.Close()
 		if err := cmd.Wait(); err != nil {

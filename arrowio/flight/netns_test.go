@@ -15,6 +15,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/flight"
+	"github.com/stokehold/stokehold/internal/talk"
 )
 
 // Two hosts: network namespaces joined by a cable (veth). This program runs
@@ -185,18 +186,7 @@ func act(t *testing.T, ns, role string, env ...string) *actor {
 	}
 	cmd := exec.CommandContext(t.Context(), "ip", "netns", "exec", ns, self)
 	cmd.Env = append(append(os.Environ(), roleEnv+"="+role), env...)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := talk.Start(t, cmd)
 	t.Cleanup(func() {
 		_ = in.Close()
 		_ = cmd.Wait() // killed with the test's context; what matters, it has said

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/stokehold/stokehold/python"
 	"github.com/stokehold/stokehold/stages/worker"
@@ -50,5 +51,7 @@ func NewPythonWorker(interpreter, dir string) (worker.Config, error) {
 	return worker.Config{
 		Command: []string{interpreter, filepath.Join(dir, "worker.py")},
 		Set:     map[string]string{"PYTHONPATH": dir, "PYTHONDONTWRITEBYTECODE": "1"},
+		// Importing pyarrow takes a second, and many on a busy machine.
+		StartTimeout: time.Minute,
 	}, nil
 }

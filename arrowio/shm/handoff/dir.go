@@ -25,6 +25,7 @@ const (
 	newPrefix    = ".new-" // bound, not listening yet
 	newGrace     = time.Minute
 	maxSockets   = 1024 // looked at in one directory
+	openAttempts = 10
 )
 
 // RuntimeDir is where the processes of this user find one another on this host:
@@ -111,6 +112,15 @@ func (d *directory) listen() (l *net.UnixListener, name string, err error) {
 }
 
 func (d *directory) remove(name string) { _ = unix.Unlinkat(int(d.f.Fd()), name, 0) }
+
+// removeEmpty takes the directory away with its last socket, so that nothing is
+// left behind. Its parent keeps it if it may not be changed.
+func (d *directory) removeEmpty() {
+	var own, there unix.Stat_t
+	if unix.Fstat(int(d.f.Fd()), &own) == nil && unix.Lstat(d.path, &there) == nil && own.Ino == there.Ino && own.Dev == there.Dev {
+		_ = unix.Rmdir(d.path)
+	}
+}
 
 // sockets returns the names of the sockets in the directory. Those of dead
 // processes are still among them: connecting tells.

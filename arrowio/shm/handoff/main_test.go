@@ -23,6 +23,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
+	"github.com/stokehold/stokehold/internal/talk"
 )
 
 // The test program is its own owner, consumer and bystander; see child_test.go.
@@ -246,18 +247,7 @@ func start(t testing.TB, role string, cfg any) *child {
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "HANDOFF_TEST_ROLE="+role, "HANDOFF_TEST_CONFIG="+string(b), "GOMAXPROCS=2")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := talk.Start(t, cmd)
 	c := &child{t: t, cmd: cmd, in: in, out: make(chan string, 64)}
 	go func() {
 		defer close(c.out)

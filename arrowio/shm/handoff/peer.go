@@ -368,7 +368,14 @@ func (p *peer) pace() {
 
 func (p *peer) inspect(job uint32) error {
 	p.pace()
-	b, err := p.s.statusFor(p).encode()
+	st := p.s.statusFor(p)
+	b, err := st.encode()
+	if err == nil && len(b) > maxStatusPart*statusPiece {
+		for i := range st.Arenas {
+			st.Arenas[i].Holders = nil
+		}
+		b, err = st.encode()
+	}
 	if err != nil {
 		return err
 	}

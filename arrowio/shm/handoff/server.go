@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -117,14 +118,8 @@ func Serve(cfg ServerConfig) (*Server, error) {
 	if cfg.Host == nil {
 		return nil, errors.New("handoff: serve: Host is missing")
 	}
-	dir, err := openDirectory(cfg.Dir, true)
+	dir, l, name, err := open(cfg.Dir)
 	if err != nil {
-		return nil, err
-	}
-	dir.sweep()
-	l, name, err := dir.listen()
-	if err != nil {
-		dir.close()
 		return nil, err
 	}
 	s := &Server{
@@ -135,6 +130,24 @@ func Serve(cfg ServerConfig) (*Server, error) {
 	go s.acceptAll()
 	go s.watch()
 	return s, nil
+}
+
+// open makes a socket in the runtime directory, which the last server of another
+// process may be removing at this moment.
+func open(path string) (dir *directory, l *net.UnixListener, name string, err error) {
+	for range openAttempts {
+		if dir, err = openDirectory(path, true); err == nil {
+			dir.sweep()
+			if l, name, err = dir.listen(); err == nil {
+				return dir, l, name, nil
+			}
+			dir.close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return nil, nil, "", err
 }
 
 // Path is the socket's path, for Dial.
@@ -155,6 +168,9 @@ func (s *Server) Close(ctx context.Context) error {
 	s.mu.Unlock()
 	if first {
 		s.dir.remove(s.name)
+		if s.cfg.Dir == RuntimeDir() { // one that was named is the operator's
+			s.dir.removeEmpty()
+		}
 		_ = s.l.Close() // nothing is accepted any more
 	}
 	<-s.accept

@@ -35,6 +35,8 @@ type ArenaStatus struct {
 	Leases    int    `json:"leases"`  // of this process and others
 	Waiting   int    `json:"waiting"` // loans that wait for memory
 	Adopted   bool   `json:"adopted,omitempty"`
+	// Holders are who has the leases, at most 64 of them.
+	Holders []shm.Holder `json:"holders,omitempty"`
 }
 
 // PeerStatus is one connection.
@@ -75,7 +77,7 @@ func (s *Server) statusFor(asking *peer) Status {
 		}
 		st.Arenas = append(st.Arenas, ArenaStatus{
 			ID: a.ID(), Inode: inode, Size: a.Size(), Used: m.Used, HighWater: m.HighWater,
-			Slots: m.Slots, Leases: m.Leases, Waiting: m.Waiting, Adopted: a.Adopted(),
+			Slots: m.Slots, Leases: m.Leases, Waiting: m.Waiting, Adopted: a.Adopted(), Holders: holders(a),
 		})
 	}
 	slices.SortFunc(st.Arenas, func(x, y ArenaStatus) int {
@@ -99,6 +101,14 @@ func (s *Server) statusFor(asking *peer) Status {
 		Violations: t.Violations.Load(), Stalled: t.Stalled.Load(), Killed: t.Killed.Load(), Reclaimed: t.Reclaimed.Load(),
 	}
 	return st
+}
+
+// maxHolders bounds the list of each arena in a Status.
+const maxHolders = 64
+
+func holders(a *shm.Arena) []shm.Holder {
+	all := a.Holders()
+	return all[:min(len(all), maxHolders)]
 }
 
 func (p *peer) status() (PeerStatus, bool) {
