@@ -13,31 +13,38 @@ import (
 // for: no nulls, no padding.
 const columns = 4
 
-var schema = arrow.NewSchema([]arrow.Field{
-	{Name: "x0", Type: arrow.PrimitiveTypes.Float64}, {Name: "x1", Type: arrow.PrimitiveTypes.Float64},
-	{Name: "x2", Type: arrow.PrimitiveTypes.Float64}, {Name: "x3", Type: arrow.PrimitiveTypes.Float64},
-}, nil)
-
-// values are the columns of a batch of size bytes, as a producer has them before
-// there is a batch.
-func values(size int64) [][]float64 {
-	rows := size / (8 * columns)
-	vs := make([][]float64, columns)
-	for c := range vs {
-		vs[c] = make([]float64, rows)
-		for i := range vs[c] {
-			vs[c][i] = float64(i + c)
-		}
+func newSchema() *arrow.Schema {
+	fields := make([]arrow.Field, columns)
+	for i := range fields {
+		fields[i] = arrow.Field{Name: fmt.Sprintf("x%d", i), Type: arrow.PrimitiveTypes.Float64}
 	}
-	return vs
+	return arrow.NewSchema(fields, nil)
 }
 
-// build makes a batch of values in the allocator's memory.
-func build(mem memory.Allocator, vs [][]float64) arrow.RecordBatch {
-	b := array.NewRecordBuilder(mem, schema)
+// table is what a producer has before there is a batch.
+type table struct {
+	schema *arrow.Schema
+	values [][]float64 // by column
+}
+
+// newTable has the values of a batch of size bytes.
+func newTable(size int64) table {
+	t := table{newSchema(), make([][]float64, columns)}
+	for c := range t.values {
+		t.values[c] = make([]float64, size/(8*columns))
+		for i := range t.values[c] {
+			t.values[c][i] = float64(i + c)
+		}
+	}
+	return t
+}
+
+// build makes a batch in the allocator's memory.
+func (t table) build(mem memory.Allocator) arrow.RecordBatch {
+	b := array.NewRecordBuilder(mem, t.schema)
 	defer b.Release()
-	b.Reserve(len(vs[0]))
-	for c, v := range vs {
+	b.Reserve(len(t.values[0]))
+	for c, v := range t.values {
 		b.Field(c).(*array.Float64Builder).AppendValues(v, nil)
 	}
 	return b.NewRecordBatch()

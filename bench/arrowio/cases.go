@@ -50,11 +50,6 @@ const (
 	handoffSize    int64 = 4 << 10 // what the hand-over of large batches is compared with
 )
 
-var (
-	buildSizes  = []int64{1 << 20, 16 << 20}
-	tensorSizes = []int64{1 << 20, 16 << 20}
-)
-
 // cases are all there are. Ours stand between those that they are compared with.
 func cases() []benchCase {
 	role := func(name string) func(*env, context.Context) (*process, error) {
@@ -66,7 +61,7 @@ func cases() []benchCase {
 	ordered := func(name string, args ...string) func(context.Context, *env) (handover, error) {
 		return func(ctx context.Context, e *env) (handover, error) { return e.orders(ctx, name, args...) }
 	}
-	also := []int64{handoffSize}
+	also, two := []int64{handoffSize}, []int64{1 << 20, 16 << 20}
 	return []benchCase{
 		{name: streamGo, baseline: streamGo, start: startStream(role("stream"))},
 		{name: workerGo, baseline: streamGo, start: startWorker(false, "touch", inPlace)},
@@ -84,8 +79,8 @@ func cases() []benchCase {
 		{name: goSealed, baseline: streamInGo, start: startEmit(false, worker.Sealed, false)},
 		{name: goShared, baseline: streamInGo, start: startEmit(false, worker.Shared, false)},
 
-		{name: buildHeap, baseline: buildHeap, alone: buildSizes, start: startBuilding(false)},
-		{name: buildArena, baseline: buildHeap, alone: buildSizes, start: startBuilding(true)},
+		{name: buildHeap, baseline: buildHeap, alone: two, start: startBuilding(false)},
+		{name: buildArena, baseline: buildHeap, alone: two, start: startBuilding(true)},
 
 		{name: streamPy, python: true, baseline: streamPy, start: startStream(script("stream.py"))},
 		{name: iceoryx, python: true, baseline: streamPy, start: ordered("iceoryx.py")},
@@ -108,10 +103,10 @@ func cases() []benchCase {
 		{name: pyShared, python: true, baseline: streamInPy, start: startEmit(true, worker.Shared, false)},
 		{name: pyLoan, python: true, baseline: streamInPy, start: startEmit(true, worker.Shared, true)},
 
-		{name: loader112, python: true, baseline: loader112, alone: tensorSizes, start: ordered("loader.py", "112")},
-		{name: tensors112, python: true, baseline: loader112, alone: tensorSizes, start: startTensors("tensors 112")},
-		{name: loader7, python: true, baseline: loader7, alone: tensorSizes, start: ordered("loader.py", "7")},
-		{name: tensors7, python: true, baseline: loader7, alone: tensorSizes, start: startTensors("tensors 7")},
+		{name: loader112, python: true, baseline: loader112, alone: two, start: ordered("loader.py", "112")},
+		{name: tensors112, python: true, baseline: loader112, alone: two, start: startTensors("tensors 112")},
+		{name: loader7, python: true, baseline: loader7, alone: two, start: ordered("loader.py", "7")},
+		{name: tensors7, python: true, baseline: loader7, alone: two, start: startTensors("tensors 7")},
 	}
 }
 

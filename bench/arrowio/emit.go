@@ -49,14 +49,14 @@ func emit(ctx context.Context, t *worker.ChildTask) error {
 	if err := json.Unmarshal(t.Params, &p); err != nil {
 		return err
 	}
-	batch := build(memory.DefaultAllocator, values(p.Size))
+	batch := newTable(p.Size).build(memory.DefaultAllocator)
 	defer batch.Release()
 	stamps := map[string]float64{}
 	for b, err := range t.Batches(ctx, "asks", 0, ^uint64(0)) {
 		if err != nil {
 			return err
 		}
-		stamps[fmt.Sprint(b.Sequence)] = float64(now())
+		stamps[strconv.FormatUint(b.Sequence, 10)] = float64(now())
 		if err := t.Write(ctx, b.Sequence, batch); err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func emitStreams(c *net.UnixConn) error {
 	for {
 		line, err := in()
 		if err != nil {
-			return nil // the host is done
+			return ended(err)
 		}
 		size, err := strconv.ParseInt(line, 10, 64)
 		if err != nil {
@@ -260,7 +260,7 @@ func emitStreams(c *net.UnixConn) error {
 			continue
 		}
 		if batch == nil {
-			batch, w = build(memory.DefaultAllocator, values(size)), ipc.NewWriter(out, ipc.WithSchema(schema))
+			batch, w = newTable(size).build(memory.DefaultAllocator), ipc.NewWriter(out, ipc.WithSchema(newSchema()))
 		}
 		at := now()
 		if err := errors.Join(w.Write(batch), out.Flush(), writeSum(c, uint64(at))); err != nil {
@@ -290,10 +290,10 @@ func (building) close() error { return nil }
 
 func (b building) measure(ctx context.Context, o order) (took []time.Duration, err error) {
 	if !b.arena {
-		vs := values(o.Size)
+		t := newTable(o.Size)
 		return o.repeat(ctx, func() (time.Duration, error) {
 			begun := time.Now()
-			build(memory.DefaultAllocator, vs).Release()
+			t.build(memory.DefaultAllocator).Release()
 			return time.Since(begun), nil
 		})
 	}

@@ -59,7 +59,7 @@ func (f flying) open(ctx context.Context) (call, error) {
 	if err != nil {
 		return call{}, err
 	}
-	w := flight.NewRecordWriter(s, ipc.WithSchema(schema))
+	w := flight.NewRecordWriter(s, ipc.WithSchema(newSchema()))
 	w.SetFlightDescriptor(&flight.FlightDescriptor{Type: flight.DescriptorPATH, Path: []string{"batch"}})
 	return call{s, w}, nil
 }
@@ -91,7 +91,7 @@ func (c call) end() error {
 func (f flying) measure(ctx context.Context, o order) ([]time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx) // ends a call that an error left open
 	defer cancel()
-	batch := build(memory.DefaultAllocator, values(o.Size))
+	batch := newTable(o.Size).build(memory.DefaultAllocator)
 	defer batch.Release()
 	want := touch(batch)
 	var c call

@@ -35,7 +35,7 @@ type source struct {
 	arena *shm.Arena
 	fill  filling
 	room  int64 // bytes of a build that takes the whole arena
-	vs    [][]float64
+	table table
 	heap  arrow.RecordBatch
 	frame []byte
 	there bool   // the frame is in the arena's memory
@@ -44,7 +44,7 @@ type source struct {
 }
 
 func newSource(size int64, fill filling, owner string) (*source, error) {
-	head, err := arrowio.HeadBytes(schema, size)
+	head, err := arrowio.HeadBytes(newSchema(), size)
 	if err != nil {
 		return nil, err
 	}
@@ -53,16 +53,16 @@ func newSource(size int64, fill filling, owner string) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &source{arena: arena, fill: fill, vs: values(size), owner: owner}
+	s := &source{arena: arena, fill: fill, table: newTable(size), owner: owner}
 	s.room = arena.Size() - head - 2*shm.Alignment
-	plain := build(memory.DefaultAllocator, s.vs)
+	plain := s.table.build(memory.DefaultAllocator)
 	s.sum = touch(plain)
 	switch fill {
 	case copied:
-		s.heap, s.vs = plain, nil
+		s.heap, s.table.values = plain, nil
 	case inPlace:
 		s.frame, err = arrowio.Encode(plain, nil)
-		s.vs = nil
+		s.table.values = nil
 		plain.Release()
 	default:
 		plain.Release()
@@ -106,12 +106,13 @@ func (s *source) next(ctx context.Context) (shm.Handle, time.Time, error) {
 		}
 		begun = time.Now()
 		return l.Publish(), begun, nil
+	case fresh, builtIn:
 	}
-	b, err := s.arena.Build(ctx, schema, s.room)
+	b, err := s.arena.Build(ctx, s.table.schema, s.room)
 	if err != nil {
 		return shm.Handle{}, begun, err
 	}
-	batch := build(b.Allocator(), s.vs)
+	batch := s.table.build(b.Allocator())
 	defer batch.Release()
 	if s.fill == fresh {
 		begun = time.Now()
@@ -337,14 +338,14 @@ func leaseFromPeer(c *net.UnixConn, use func(arrow.RecordBatch) uint64) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }() // the process ends
 	if _, err := fmt.Fprintln(c, "ready"); err != nil {
 		return err
 	}
 	for {
 		uri, err := in()
 		if err != nil {
-			return nil // the producer is done
+			return ended(err)
 		}
 		h, err := arrowio.ParseSharedURI(strings.TrimSpace(uri))
 		if err != nil {

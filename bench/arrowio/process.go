@@ -132,8 +132,8 @@ func (e *env) paired(ctx context.Context, vars []string, command ...string) (*pr
 		return nil, err
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "bench-socket"), os.NewFile(uintptr(fds[1]), "bench-socket")
-	defer ours.Close()
-	defer theirs.Close()
+	// Both are duplicated where they are used.
+	defer func() { _, _ = ours.Close(), theirs.Close() }()
 	c, err := net.FileConn(ours)
 	if err != nil {
 		return nil, err
@@ -202,7 +202,7 @@ func (e *env) orders(ctx context.Context, name string, args ...string) (_ handov
 	if err != nil {
 		return nil, err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }() // one connection is all
 	p, err := e.spawn(ctx, nil, []string{controlEnv + "=" + path}, append([]string{e.python, e.peer(name)}, args...)...)
 	if err != nil {
 		return nil, err

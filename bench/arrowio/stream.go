@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -39,11 +40,11 @@ func startStream(child func(e *env, ctx context.Context) (*process, error)) func
 }
 
 func (s streaming) measure(ctx context.Context, o order) ([]time.Duration, error) {
-	batch := build(memory.DefaultAllocator, values(o.Size))
+	batch := newTable(o.Size).build(memory.DefaultAllocator)
 	defer batch.Release()
 	want := touch(batch)
 	out := bufio.NewWriterSize(s.conn, streamBuffer)
-	w := ipc.NewWriter(out, ipc.WithSchema(schema))
+	w := ipc.NewWriter(out, ipc.WithSchema(newSchema()))
 	took, err := o.repeat(ctx, func() (time.Duration, error) {
 		begun := time.Now()
 		if err := w.Write(batch); err != nil {
@@ -86,7 +87,7 @@ func readStreams(c *net.UnixConn) error {
 	in := bufio.NewReaderSize(c, streamBuffer)
 	for {
 		if _, err := in.Peek(1); err != nil {
-			return nil // the producer is done
+			return ended(err)
 		}
 		r, err := ipc.NewReader(in)
 		if err != nil {
@@ -105,6 +106,14 @@ func readStreams(c *net.UnixConn) error {
 	}
 }
 
+// ended is nil if a child's socket ended as it should: the other side is done.
+func ended(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
 // shmFile is an Arrow IPC stream in a new file of /dev/shm for each batch, whose
 // name goes through a socket.
 type shmFile struct{ *process }
@@ -121,7 +130,7 @@ func startShmFile(ctx context.Context, e *env) (handover, error) {
 }
 
 func (s shmFile) measure(ctx context.Context, o order) (took []time.Duration, err error) {
-	batch := build(memory.DefaultAllocator, values(o.Size))
+	batch := newTable(o.Size).build(memory.DefaultAllocator)
 	defer batch.Release()
 	want := touch(batch)
 	dir, err := os.MkdirTemp("/dev/shm", "stokehold-bench-")
