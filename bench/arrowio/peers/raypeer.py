@@ -18,7 +18,7 @@ class Consumer:
 
 
 def main():
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as directory:  # sockets need a short path
+    with tempfile.TemporaryDirectory(prefix="ray", dir=os.environ["TMPDIR"], ignore_cleanup_errors=True) as directory:
         here = os.path.dirname(os.path.abspath(__file__))
         ray.init(
             num_cpus=2,
