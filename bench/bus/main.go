@@ -84,12 +84,12 @@ type result struct {
 
 func run() (err error) {
 	var (
-		n       = flag.Int("n", 40000, "messages per case and round")
+		n       = flag.Int("n", 100000, "messages per case and round")
 		size    = flag.Int("size", 256, "payload bytes")
 		rounds  = flag.Int("rounds", 7, "rounds; their median counts")
 		sync    = flag.Bool("sync", false, "sync every write to disk before it is acknowledged")
 		out     = flag.String("o", ".bench/bus.json", "where the table goes as JSON")
-		only    = flag.String("only", "", "run the cases whose name contains this, and make no table")
+		only    = flag.String("only", "", "run the cases whose names contain one of these, separated by ;, and make no table")
 		profile = flag.String("cpuprofile", "", "write a CPU profile of the second round of -only's case")
 	)
 	flag.Parse()
@@ -194,7 +194,7 @@ func (b *bench) list() error {
 // wanted reports whether any of the cases is to be measured.
 func (b *bench) wanted(names ...string) bool {
 	for _, name := range names {
-		if b.only == "" || strings.Contains(name, b.only) {
+		if b.only == "" || slices.ContainsFunc(strings.Split(b.only, ";"), func(part string) bool { return strings.Contains(name, part) }) {
 			return true
 		}
 	}
