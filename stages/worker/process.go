@@ -36,6 +36,7 @@ type process struct {
 	once    sync.Once
 	err     error // why
 
+	running atomic.Pointer[run] // the job, while the child may release what it is leased
 	reading atomic.Bool
 	reapMu  sync.Mutex
 	reaped  bool
@@ -258,6 +259,12 @@ func (p *process) read() {
 			case kindGrant: // also while no job runs
 				if err = p.peers.add(pkt); err == nil {
 					continue
+				}
+			case kindRelease: // here, since each hand-over waits for it; nobody's code is called
+				if r := p.running.Load(); r != nil && r.id == pkt.Job {
+					if err = r.release(pkt.Payload); err == nil {
+						continue
+					}
 				}
 			}
 		}

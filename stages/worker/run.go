@@ -66,8 +66,10 @@ func (r *run) do(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.abort = cancel
+	r.p.running.Store(r)
 	_ = r.p.send(kindTask, r.id, note) // serve learns of the child's end
 	err = r.serve(ctx)
+	r.p.running.Store(nil)
 	cancel(errJobOver)
 	r.feeders.Wait()
 	if r.logs > maxLogs && r.job.OnLog != nil {
@@ -152,12 +154,6 @@ func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (o
 	switch pkt.Kind {
 	case kindOpen:
 		return false, r.open(ctx, pkt.Payload)
-	case kindRelease:
-		var err error
-		if r.tokens, err = decodeTokens(r.tokens[:0], pkt.Payload); err != nil {
-			return false, err
-		}
-		return false, r.release(r.tokens)
 	case kindOutput:
 		return false, r.output(ctx, pkt, cancelled)
 	case kindPublish:
@@ -318,10 +314,14 @@ func (r *run) lease(input int, sequence uint64, lease shm.Lease, body int64) err
 	return r.p.send(kindBatch, r.id, payload)
 }
 
-// release takes back leases that the child names. Unknown tokens, and so double
-// releases, end the connection: after one the books can't be trusted.
-func (r *run) release(tokens []uint64) error {
-	for _, t := range tokens {
+// release takes back leases that the child names, in the goroutine that reads
+// from it. Unknown tokens, and so double releases, end the connection: after one
+// the books can't be trusted.
+func (r *run) release(payload []byte) (err error) {
+	if r.tokens, err = decodeTokens(r.tokens[:0], payload); err != nil {
+		return err
+	}
+	for _, t := range r.tokens {
 		r.mu.Lock()
 		l, ok := r.leased[t]
 		delete(r.leased, t)
