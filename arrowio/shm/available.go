@@ -4,9 +4,49 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// credit is memory that was found to be available a moment ago: a process that
+// makes many small segments looks once for all of them. Looking takes longer than
+// the rest of making one.
+type credit struct {
+	mu    sync.Mutex
+	bytes int64
+	until time.Time
+}
+
+const (
+	creditBytes = 16 << 20
+	creditTime  = 50 * time.Millisecond
+)
+
+// granted is of the whole machine, and so of the process.
+//
+//nolint:gochecknoglobals // what it is about is there once, too
+var granted credit
+
+// available is the function of that name, asked of the credit first.
+func (c *credit) available(size int64) (bytes int64, enough bool) {
+	if size > creditBytes/4 {
+		return available(size)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.bytes >= size && now.Before(c.until) {
+		c.bytes -= size
+		return size, true
+	}
+	if _, enough := available(size + creditBytes); enough {
+		c.bytes, c.until = creditBytes, now.Add(creditTime)
+		return size, true
+	}
+	return available(size)
+}
 
 // available reports whether size bytes could be reserved now, and if not how many
 // could: of the machine's, or of a control group's that this process is in. What

@@ -173,7 +173,7 @@ func mapShared(fd int, size int64, prot, flags int) ([]byte, error) {
 // enough refuses what is more than available: without that look, a control group
 // at its limit would kill a process instead.
 func enough(size int64) error {
-	if avail, ok := available(size); !ok {
+	if avail, ok := granted.available(size); !ok {
 		return fmt.Errorf("%w: %d bytes available; free memory or make the arena smaller", ErrNoMemory, avail)
 	}
 	return nil
