@@ -103,7 +103,8 @@ func (b *Build) Outside() int64 {
 //
 // If what must be copied does not fit behind what was built, or the dictionaries
 // not in an eighth of what was asked for, the whole batch is copied to a new
-// slot, waiting for room as Loan does.
+// slot, waiting for room as Loan does. ErrTooLarge: it could not fit beside the
+// build's own slot, which lasts until batch is released.
 //
 // The caller keeps its reference to batch, and releases it soon: the memory is
 // used again when the publisher's hold, all leases and the batch are gone.
@@ -126,10 +127,15 @@ func (b *Build) Publish(ctx context.Context, batch arrow.RecordBatch, copies *ar
 	slot := a.writable[offset : offset+r.slot.handle.Length]
 	settled, err := frame.Settle(slot, used, copies)
 	if err != nil {
+		pinned := r.live > 0
 		r.mu.Unlock()
 		b.end(0)
 		if !errors.Is(err, arrowio.ErrSize) {
 			return Handle{}, 0, err
+		}
+		if behind := a.size - (offset + used); pinned && max(offset, behind) < frame.Size() {
+			// The build's own slot stays until batch is released, so waiting is in vain.
+			return Handle{}, 0, fmt.Errorf("shm: publish a batch of %d bytes that did not fit in its build of %d: %w beside that build: ask for more bytes", frame.Size(), len(slot), ErrTooLarge)
 		}
 		h, err = a.PutFrame(ctx, frame, copies)
 		if err == nil {

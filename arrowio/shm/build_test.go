@@ -426,6 +426,31 @@ func TestBuildLimits(t *testing.T) {
 	idle(t, a)
 }
 
+// A batch that does not fit in its build, and could not fit beside it either, is
+// refused at once: its own memory is not given back before it is released.
+func TestPublishWithoutRoomBesideTheBuild(t *testing.T) {
+	s := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Int64}}, nil)
+	a := arena(t, 16*page)
+	b := build(t, a, s, 8*page)
+	// The first array takes the slot, the second comes to lie on the Go heap.
+	col := func() arrow.Array {
+		xs := array.NewInt64Builder(b.Allocator())
+		defer xs.Release()
+		xs.Resize(6 * page / 8)
+		xs.AppendValues(make([]int64, 6*page/8), nil)
+		return xs.NewArray()
+	}
+	first, second := col(), col()
+	batch := array.NewRecordBatch(arrow.NewSchema([]arrow.Field{s.Field(0), {Name: "y", Type: arrow.PrimitiveTypes.Int64}}, nil), []arrow.Array{first, second}, 6*page/8)
+	first.Release()
+	second.Release()
+	if _, _, err := b.Publish(t.Context(), batch, nil); !errors.Is(err, shm.ErrTooLarge) {
+		t.Errorf("%v", err)
+	}
+	batch.Release()
+	idle(t, a)
+}
+
 func TestBuildOutlivesItsArena(t *testing.T) {
 	a := arena(t, 1<<20)
 	b := build(t, a, manySchema(), 256<<10)
