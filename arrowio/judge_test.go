@@ -194,10 +194,10 @@ func TestPyarrow(t *testing.T) {
 	}
 	t.Run("hostile frames", func(t *testing.T) {
 		for _, h := range hostiles(t) {
+			if h.pyarrow == crashes || h.pyarrow == untold {
+				continue // it would end the judge, or it has no say
+			}
 			t.Run(h.name, func(t *testing.T) {
-				if h.pyarrow == crashes || h.pyarrow == untold {
-					t.Skip("pyarrow", h.pyarrow)
-				}
 				v, _ := j.ask(t, h.frame, nil)
 				if v.Valid != (h.pyarrow == accepts) {
 					t.Errorf("pyarrow finds it valid: %v, error %s", v.Valid, v.Error)

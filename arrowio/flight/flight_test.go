@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -328,8 +329,9 @@ func TestServerRefusesToGiveAway(t *testing.T) {
 				stop(t, srv, time.Second)
 			}
 			if (err == nil) != c.ok || err != nil && !errors.Is(err, flight.ErrConfig) {
-				if c.name == "open on loopback, allowed" && err != nil {
-					t.Skip("no IPv6 here:", err)
+				// A host without IPv6 comes to listening on ::1, and no further.
+				if c.ok && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)) {
+					return
 				}
 				t.Error(err)
 			}

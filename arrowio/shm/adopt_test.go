@@ -74,27 +74,30 @@ func TestAdoptSealedSegment(t *testing.T) {
 	}
 }
 
-func TestAdoptRefuses(t *testing.T) {
-	memfd := func(size int64, seals int, allocate bool) int {
-		fd, err := unix.MemfdCreate("t", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Ftruncate(fd, size); err != nil {
-			t.Fatal(err)
-		}
-		if allocate {
-			if err := unix.Fallocate(fd, 0, 0, size); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if seals != 0 {
-			if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return fd
+// memfd makes a memfd as a peer might, well or badly.
+func memfd(t *testing.T, size int64, seals int, allocate bool) int {
+	t.Helper()
+	fd, err := unix.MemfdCreate("t", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := unix.Ftruncate(fd, size); err != nil {
+		t.Fatal(err)
+	}
+	if allocate {
+		if err := unix.Fallocate(fd, 0, 0, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if seals != 0 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fd
+}
+
+func TestAdoptRefuses(t *testing.T) {
 	const all = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
@@ -121,16 +124,16 @@ func TestAdoptRefuses(t *testing.T) {
 		"file":             {file, page, page},
 		"directory":        {dir, page, page},
 		"device":           {null, page, page},
-		"unsealed":         {memfd(page, 0, true), page, page},
-		"may be written":   {memfd(page, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW, true), page, page},
-		"future writes":    {memfd(page, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_FUTURE_WRITE, true), page, page},
-		"may shrink":       {memfd(page, unix.F_SEAL_WRITE|unix.F_SEAL_GROW, true), page, page},
-		"smaller":          {memfd(page, all, true), 2 * page, 2 * page},
-		"larger":           {memfd(2*page, all, true), page, page},
-		"with holes":       {memfd(16*page, all, false), 16 * page, page},
-		"length over size": {memfd(page, all, true), page, page + 1},
-		"negative length":  {memfd(page, all, true), page, -1},
-		"no size":          {memfd(page, all, true), 0, 0},
+		"unsealed":         {memfd(t, page, 0, true), page, page},
+		"may be written":   {memfd(t, page, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW, true), page, page},
+		"future writes":    {memfd(t, page, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_FUTURE_WRITE, true), page, page},
+		"may shrink":       {memfd(t, page, unix.F_SEAL_WRITE|unix.F_SEAL_GROW, true), page, page},
+		"smaller":          {memfd(t, page, all, true), 2 * page, 2 * page},
+		"larger":           {memfd(t, 2*page, all, true), page, page},
+		"with holes":       {memfd(t, 16*page, all, false), 16 * page, page},
+		"length over size": {memfd(t, page, all, true), page, page + 1},
+		"negative length":  {memfd(t, page, all, true), page, -1},
+		"no size":          {memfd(t, page, all, true), 0, 0},
 		"closed":           {1 << 20, page, page},
 	}
 	for name, c := range cases {

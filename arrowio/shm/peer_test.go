@@ -163,24 +163,6 @@ func TestPeerRefusesSlots(t *testing.T) {
 }
 
 func TestAdoptArenaRefuses(t *testing.T) {
-	memfd := func(size int64, seals int, allocate bool) int {
-		fd, err := unix.MemfdCreate("t", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Ftruncate(fd, size); err != nil {
-			t.Fatal(err)
-		}
-		if allocate {
-			if err := unix.Fallocate(fd, 0, 0, size); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-			t.Fatal(err)
-		}
-		return fd
-	}
 	const all = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_FUTURE_WRITE
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -194,10 +176,10 @@ func TestAdoptArenaRefuses(t *testing.T) {
 		fd   int
 		size int64
 	}{
-		"device": {null, page}, "directory": {dir, page}, "closed": {1 << 20, page}, "no size": {memfd(page, all, true), 0}, "part of a page": {memfd(page+64, all, true), page + 64},
-		"no seals": {memfd(page, 0, true), page}, "may shrink": {memfd(page, unix.F_SEAL_GROW|unix.F_SEAL_FUTURE_WRITE, true), page},
-		"may be mapped writable": {memfd(page, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK, true), page}, "smaller": {memfd(page, all, true), 2 * page},
-		"larger": {memfd(2*page, all, true), page}, "with holes": {memfd(16*page, all, false), 16 * page},
+		"device": {null, page}, "directory": {dir, page}, "closed": {1 << 20, page}, "no size": {memfd(t, page, all, true), 0}, "part of a page": {memfd(t, page+64, all, true), page + 64},
+		"no seals": {memfd(t, page, 0, true), page}, "may shrink": {memfd(t, page, unix.F_SEAL_GROW|unix.F_SEAL_FUTURE_WRITE, true), page},
+		"may be mapped writable": {memfd(t, page, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK, true), page}, "smaller": {memfd(t, page, all, true), 2 * page},
+		"larger": {memfd(t, 2*page, all, true), page}, "with holes": {memfd(t, 16*page, all, false), 16 * page},
 	} {
 		if _, err := shm.AdoptArena(c.fd, c.size, func(uint64) {}); !errors.Is(err, shm.ErrSeals) {
 			t.Errorf("%s: %v", name, err)

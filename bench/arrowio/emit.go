@@ -181,16 +181,7 @@ func (m *emitting) measure(ctx context.Context, o order) (took []time.Duration, 
 type streamIn struct{ *process }
 
 func startStreamIn(child func(e *env, ctx context.Context) (*process, error)) func(context.Context, *env) (handover, error) {
-	return func(ctx context.Context, e *env) (handover, error) {
-		p, err := child(e, ctx)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := p.line(); err != nil {
-			return nil, errors.Join(err, p.close())
-		}
-		return streamIn{p}, nil
-	}
+	return started(child, func(p *process) handover { return streamIn{p} })
 }
 
 func (s streamIn) measure(ctx context.Context, o order) ([]time.Duration, error) {

@@ -27,6 +27,11 @@ const streamBuffer = 64 << 10
 type streaming struct{ *process }
 
 func startStream(child func(e *env, ctx context.Context) (*process, error)) func(context.Context, *env) (handover, error) {
+	return started(child, func(p *process) handover { return streaming{p} })
+}
+
+// started starts a child that says a line when it is ready, and makes a case of it.
+func started(child func(e *env, ctx context.Context) (*process, error), of func(*process) handover) func(context.Context, *env) (handover, error) {
 	return func(ctx context.Context, e *env) (handover, error) {
 		p, err := child(e, ctx)
 		if err != nil {
@@ -35,7 +40,7 @@ func startStream(child func(e *env, ctx context.Context) (*process, error)) func
 		if _, err := p.line(); err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		return streaming{p}, nil
+		return of(p), nil
 	}
 }
 

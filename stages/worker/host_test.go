@@ -106,8 +106,12 @@ func TestRoundTripByReference(t *testing.T) {
 // TestChildReadsTheArenaItself proves from the child's side, by the kernel's own
 // account, that a batch is read where the host wrote it.
 func TestChildReadsTheArenaItself(t *testing.T) {
+	readsTheArena(t, host(t, worker.Config{}))
+}
+
+func readsTheArena(t *testing.T, h *worker.Host) {
+	t.Helper()
 	a := newArena(t, 1<<20)
-	h := host(t, worker.Config{})
 	var notes []string
 	err := h.Do(t.Context(), worker.Job{Stage: "where", Inputs: one(a, 3), OnProgress: func(p worker.Progress) error {
 		notes = append(notes, p.Note)
