@@ -212,11 +212,9 @@ func (b *OutputBuild) Write(ctx context.Context, sequence uint64, batch arrow.Re
 	}
 	b.done = true
 	t := b.task
-	select {
-	case t.window <- struct{}{}:
-	case <-ctx.Done():
+	if err := t.admit(ctx); err != nil {
 		b.build.Cancel()
-		return fmt.Errorf("worker: write batch %d: %w", sequence, context.Cause(ctx))
+		return fmt.Errorf("worker: write batch %d: %w", sequence, err)
 	}
 	sent, err := b.publish(ctx, sequence, batch)
 	if !sent {

@@ -244,18 +244,29 @@ type Input struct {
 	// them; to may be the largest uint64, "all there will be". It is ranged over in
 	// its own goroutine, and must end when ctx does.
 	Batches func(ctx context.Context, from, to uint64) iter.Seq2[InputBatch, error]
+	// Window is how many of its batches are leased at once at most; default and at
+	// most Config.Credit.
+	Window int
 }
 
 // InputBatch is one batch of an input: either leased, which passes the lease to
-// the host and costs no copy, or a batch in this process's memory, which is
-// placed in Config.Arena first (one copy, counted) and stays the caller's.
+// the host and costs no copy, or to be leased when the child has credit for it, or
+// a batch in this process's memory, which is placed in Config.Arena first (one
+// copy, counted) and stays the caller's.
 type InputBatch struct {
 	Sequence uint64
 	Lease    shm.Lease // zero: none
-	Batch    arrow.RecordBatch
+	// Open, if there is no lease, is called when the child has credit, so that the
+	// batch takes no memory before. It passes the lease as Lease does.
+	Open  func(context.Context) (shm.Lease, error)
+	Batch arrow.RecordBatch
 	// BodyBytes is the size of the leased batch's body, for Stats.InBytes; 0: it is
 	// worked out, which reads the frame's metadata.
 	BodyBytes int64
+	// Released is called when the stage has given the batch back; not for what is
+	// taken back at the job's end. It must be quick: nothing else is received from
+	// the child meanwhile. nil: nobody wants to know.
+	Released func()
 }
 
 // Output is a batch from the child, its framing and every value validated. It is

@@ -193,6 +193,49 @@ func TestCreditLimitsLeases(t *testing.T) {
 	}
 }
 
+// TestWindow: batches that are opened when the child has credit, one at a time in a
+// larger credit, take the memory of one.
+func TestWindow(t *testing.T) {
+	const n = 50
+	a := newArena(t, 4096)
+	h := host(t, worker.Config{Credit: 4})
+	var opened, released int
+	open := func(ctx context.Context) (shm.Lease, error) {
+		if opened != released {
+			t.Errorf("batch %d is asked for while %d are back", opened, released)
+		}
+		opened++
+		record := numbers(float64(opened))
+		defer record.Release()
+		handle, err := a.Put(ctx, record, nil)
+		if err != nil {
+			return shm.Lease{}, err
+		}
+		defer func() { _ = a.Drop(handle) }() // the lease goes on
+		return a.Hold(handle, "test")
+	}
+	in := worker.Input{Name: "in", Window: 1, Batches: func(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
+		return func(yield func(worker.InputBatch, error) bool) {
+			for i := range uint64(n) {
+				if !yield(worker.InputBatch{Sequence: i, Open: open, Released: func() { released++ }}, nil) {
+					return
+				}
+			}
+		}
+	}}
+	got := 0
+	err := h.Do(t.Context(), worker.Job{Stage: "double", Inputs: []worker.Input{in}, OnBatch: func(context.Context, *worker.Output) error {
+		got++
+		return nil
+	}})
+	if err != nil || got != n || opened != n || released != n {
+		t.Errorf("%d outputs, %d opened, %d released, %v", got, opened, released, err)
+	}
+	if s := a.Stats(); s.Leases != 0 || s.Used != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestKilledChildIsOneFailedJob(t *testing.T) {
 	a := newArena(t, 1<<20)
 	h := host(t, worker.Config{})

@@ -20,12 +20,13 @@ import (
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 )
 
-// process is one child: its process, its socket, and the goroutine that reads
-// from it. It is dead when the channel dead is closed, with err set before.
+// process is one child: its process and its socket. It is dead when the channel
+// dead is closed, with err set before.
 type process struct {
 	cfg     *Config
 	cmd     *exec.Cmd
 	conn    *handoff.Conn
+	inbox   *handoff.Inbox
 	output  *tail
 	decoder arrowio.Decoder     // of outputs, each of which may come in an arena of its own
 	in      chan handoff.Packet // to the running job
@@ -37,7 +38,7 @@ type process struct {
 	err     error // why
 
 	running atomic.Pointer[run] // the job, while the child may release what it is leased
-	reading atomic.Bool
+	closing bool                // the child has closed its end; of who receives
 	reapMu  sync.Mutex
 	reaped  bool
 
@@ -101,7 +102,8 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		<-p.exited
 		return nil, p.died("", fmt.Errorf("start: %w", err))
 	}
-	go p.read()
+	p.inbox = handoff.NewInbox(c, cfg.HeartbeatTimeout, p.received)
+	go func() { _ = p.inbox.Keep() }() // why it ended is in err
 	go p.beat()
 	go p.tell()
 	return p, nil
@@ -224,66 +226,56 @@ func (p *process) sayWhy(err error) error {
 	return err
 }
 
-// read hands what the child sends to the running job, one message at a time. The
-// deadline is set only while reading, so that a slow job is not taken for a
-// stalled child.
-func (p *process) read() {
-	ended := false
-	for {
-		p.conn.SetReceiveDeadline(time.Now().Add(p.cfg.HeartbeatTimeout))
-		p.reading.Store(true)
-		pkt, err := p.conn.Receive()
-		p.reading.Store(false)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			p.kill(fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout))
-			return
-		case errors.Is(err, io.EOF) && !ended:
-			// A child that ends with messages unread resets the connection. That is told
-			// once, and before what it said last.
-			ended = true
-			continue
-		case errors.Is(err, io.EOF):
-			p.kill(errLost)
-			return
-		}
-		if err == nil {
-			err = checkJob(pkt)
-		}
-		if err == nil {
-			switch pkt.Kind {
-			case kindPong:
-				continue
-			case kindGaveUp:
-				err = gaveUp(pkt)
-			case kindGrant: // also while no job runs
-				if err = p.peers.add(pkt); err == nil {
-					continue
-				}
-			case kindRelease: // here, since each hand-over waits for it; nobody's code is called
-				if r := p.running.Load(); r != nil && r.id == pkt.Job {
-					if err = r.release(pkt.Payload); err == nil {
-						continue
-					}
+// received deals with one message from the child, or with why none came. What is
+// for the running job is handed to it and done with before the next is received.
+func (p *process) received(pkt handoff.Packet, err error) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = fmt.Errorf("%w: silent for %v", ErrStalled, p.cfg.HeartbeatTimeout)
+	case errors.Is(err, io.EOF) && !p.closing:
+		// A child that ends with messages unread resets the connection. That is told
+		// once, and before what it said last.
+		p.closing = true
+		return nil
+	case errors.Is(err, io.EOF):
+		err = errLost
+	}
+	if err == nil {
+		err = checkJob(pkt)
+	}
+	if err == nil {
+		switch pkt.Kind {
+		case kindPong:
+			return nil
+		case kindGaveUp:
+			err = gaveUp(pkt)
+		case kindGrant: // also while no job runs
+			if err = p.peers.add(pkt); err == nil {
+				return nil
+			}
+		case kindRelease: // here, since each hand-over waits for it
+			if r := p.running.Load(); r != nil && r.id == pkt.Job {
+				if err = r.release(pkt.Payload); err == nil {
+					return nil
 				}
 			}
-		}
-		if err != nil {
-			p.kill(p.sayWhy(err))
-			return
-		}
-		select {
-		case p.in <- pkt:
-			select {
-			case <-p.taken:
-			case <-p.dead:
-				return
-			}
-		case <-p.dead:
-			pkt.CloseFDs()
-			return
 		}
 	}
+	if err != nil {
+		p.kill(p.sayWhy(err))
+		return err
+	}
+	select {
+	case p.in <- pkt:
+		select {
+		case <-p.taken:
+			return nil
+		case <-p.dead:
+		}
+	case <-p.dead:
+		pkt.CloseFDs()
+	}
+	return errLost
 }
 
 // beat asks for a sign of life while one is waited for; whatever the child sends
@@ -295,7 +287,7 @@ func (p *process) beat() {
 	for n := uint64(1); ; n++ {
 		select {
 		case <-t.C:
-			if !p.reading.Load() {
+			if !p.inbox.Listening() {
 				continue
 			}
 			if p.send(kindPing, 0, encodeU64(n)) != nil {

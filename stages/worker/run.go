@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -28,7 +31,7 @@ type run struct {
 	mu     sync.Mutex
 	leased map[uint64]held
 	over   bool
-	credit []chan struct{} // per input: one element per lease
+	out    []atomic.Int32 // leases per input, at most Config.Credit
 
 	copied  uint64   // only the serving goroutine counts, as logs
 	logs    uint64   // records
@@ -39,17 +42,18 @@ type run struct {
 }
 
 type held struct {
-	lease shm.Lease
-	input int
+	lease    shm.Lease
+	input    int
+	released func()
 }
 
 func (r *run) do(ctx context.Context) error {
 	names := make([]string, len(r.job.Inputs))
 	r.leased = map[uint64]held{}
 	r.feeding = make([]atomic.Bool, len(r.job.Inputs))
+	r.out = make([]atomic.Int32, len(r.job.Inputs))
 	for i, in := range r.job.Inputs {
 		names[i] = in.Name
-		r.credit = append(r.credit, make(chan struct{}, r.host.cfg.Credit))
 	}
 	task := taskNote{Stage: r.job.Stage, Params: r.job.Params, Inputs: names, Credit: r.host.cfg.Credit, Outputs: r.host.cfg.Outputs}
 	if at, ok := ctx.Deadline(); ok {
@@ -227,21 +231,34 @@ func (r *run) open(ctx context.Context, payload []byte) error {
 // feed leases one input's batches to the child, as fast as it releases them.
 func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 	name := r.job.Inputs[input].Name
+	// Who waits for credit receives the release that gives it.
+	defer context.AfterFunc(ctx, r.p.inbox.Wake)()
+	window := r.host.cfg.Credit
+	if w := r.job.Inputs[input].Window; w > 0 {
+		window = min(window, w)
+	}
+	credit := func() bool { return int(r.out[input].Load()) < window || ctx.Err() != nil || r.p.isDead() }
 	for in, err := range r.job.Inputs[input].Batches(ctx, from, to) {
 		if err != nil {
 			return fmt.Errorf("input %q: %w", name, err)
 		}
-		lease, err := r.place(ctx, in)
-		if err != nil {
-			return fmt.Errorf("input %q, batch %d: %w", name, in.Sequence, err)
+		lease := in.Lease
+		if lease.Arena() == nil && in.Open == nil {
+			if lease, err = r.place(ctx, in.Batch); err != nil {
+				return fmt.Errorf("input %q, batch %d: %w", name, in.Sequence, err)
+			}
 		}
-		select {
-		case r.credit[input] <- struct{}{}:
-		case <-ctx.Done():
+		if err := r.p.inbox.Wait(false, credit); err != nil || ctx.Err() != nil || r.p.isDead() {
 			lease.Release()
-			return context.Cause(ctx)
+			return cmp.Or(context.Cause(ctx), err, errLost)
 		}
-		if err := r.lease(input, in.Sequence, lease, in.BodyBytes); err != nil {
+		if lease.Arena() == nil {
+			lease, err = in.Open(ctx)
+		}
+		if err == nil {
+			err = r.lease(input, lease, in)
+		}
+		if err != nil {
 			return fmt.Errorf("input %q, batch %d: %w", name, in.Sequence, err)
 		}
 	}
@@ -252,19 +269,16 @@ func (r *run) feed(ctx context.Context, input int, from, to uint64) error {
 	return r.p.send(kindEnd, r.id, binary.LittleEndian.AppendUint16(nil, uint16(input)))
 }
 
-// place makes sure that a batch is in shared memory.
-func (r *run) place(ctx context.Context, in InputBatch) (shm.Lease, error) {
-	if in.Lease.Arena() != nil {
-		return in.Lease, nil
-	}
-	if in.Batch == nil {
+// place puts a batch in shared memory.
+func (r *run) place(ctx context.Context, batch arrow.RecordBatch) (shm.Lease, error) {
+	if batch == nil {
 		return shm.Lease{}, errors.New("neither lease nor batch")
 	}
 	a := r.host.cfg.Arena
 	if a == nil {
 		return shm.Lease{}, errors.New("the batch is not in shared memory and the host has no arena to put it in: set Config.Arena")
 	}
-	h, err := a.Put(ctx, in.Batch, &r.host.count.placed)
+	h, err := a.Put(ctx, batch, &r.host.count.placed)
 	if err != nil {
 		return shm.Lease{}, err
 	}
@@ -280,7 +294,8 @@ func (r *run) place(ctx context.Context, in InputBatch) (shm.Lease, error) {
 }
 
 // lease sends one batch by reference. It owns the lease from here on.
-func (r *run) lease(input int, sequence uint64, lease shm.Lease, body int64) error {
+func (r *run) lease(input int, lease shm.Lease, in InputBatch) error {
+	body := in.BodyBytes
 	if body == 0 {
 		var err error
 		if body, err = arrowio.FrameBodyBytes(lease.Bytes()); err != nil {
@@ -290,7 +305,7 @@ func (r *run) lease(input int, sequence uint64, lease shm.Lease, body int64) err
 	}
 	token := newToken()
 	var room [batchBytes]byte
-	payload, err := batchLease{input: uint16(input), sequence: sequence, token: token, handle: lease.Handle()}.append(room[:0])
+	payload, err := batchLease{input: uint16(input), sequence: in.Sequence, token: token, handle: lease.Handle()}.append(room[:0])
 	if err != nil {
 		lease.Release()
 		return err
@@ -301,7 +316,8 @@ func (r *run) lease(input int, sequence uint64, lease shm.Lease, body int64) err
 		lease.Release()
 		return errJobOver
 	}
-	r.leased[token] = held{lease, input}
+	r.leased[token] = held{lease, input, in.Released}
+	r.out[input].Add(1)
 	r.mu.Unlock()
 	r.host.count.leases.Add(1)
 	// Noted first, granted then: forget, which looks in the other order, can't
@@ -330,7 +346,10 @@ func (r *run) release(payload []byte) (err error) {
 			return handoff.Violation("release of a lease that the child does not hold")
 		}
 		r.drop(l)
-		<-r.credit[l.input]
+		if l.released != nil {
+			l.released()
+		}
+		r.out[l.input].Add(-1)
 	}
 	return nil
 }

@@ -78,6 +78,7 @@ func (e *refusedError) Error() string { return "worker: the host closed the conn
 // server is the child's side of the connection.
 type server struct {
 	conn   *handoff.Conn
+	inbox  *handoff.Inbox
 	stages map[string]Func
 
 	own        outputArena
@@ -114,17 +115,17 @@ func (s *server) loop(ctx context.Context) error {
 	if err := s.conn.Send(kindReady, 0, readyNote{uint32(os.Getpid())}.encode()); err != nil {
 		return err
 	}
-	for {
-		pkt, err := s.conn.Receive()
+	s.inbox = handoff.NewInbox(s.conn, 0, func(pkt handoff.Packet, err error) error {
 		if err != nil {
 			return err
 		}
-		if err := s.handle(ctx, pkt); errors.Is(err, errGoodbye) {
-			return nil
-		} else if err != nil {
-			return err
-		}
+		return s.handle(ctx, pkt)
+	})
+	// A stage that waits for what the host sends receives it itself.
+	if err := s.inbox.Keep(); !errors.Is(err, errGoodbye) {
+		return err
 	}
+	return nil
 }
 
 func (s *server) handle(ctx context.Context, pkt handoff.Packet) error {

@@ -39,16 +39,23 @@ type ChildTask struct {
 	mu       sync.Mutex
 	released []uint64
 	over     bool
-	saved    chan SavedModel   // answer to the model that has none yet; nil: there is no such
-	inputs   []chan batchLease // of the open ones; nil: not open
-	stale    []bool            // left by a loop that ended early
+	saved    chan SavedModel // answer to the model that has none yet; nil: there is no such
+	inputs   []*arrivals     // of the open ones; nil: not open
+	stale    []bool          // left by a loop that ended early
+}
+
+// arrivals are the batches of an open input that were leased to this process and
+// not handed to the stage yet.
+type arrivals struct {
+	leases chan batchLease
+	ended  atomic.Bool
 }
 
 func newTask(s *server, job uint32, n taskNote, cancel context.CancelCauseFunc) *ChildTask {
 	t := &ChildTask{
 		Stage: n.Stage, Params: n.Params, server: s, job: job, cancel: cancel, credit: n.Credit, names: n.Inputs,
 		window: make(chan struct{}, outputWindow), shared: n.Outputs == Shared, saving: make(chan struct{}, 1),
-		inputs: make([]chan batchLease, len(n.Inputs)), decoders: make([]arrowio.Decoder, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
+		inputs: make([]*arrivals, len(n.Inputs)), decoders: make([]arrowio.Decoder, len(n.Inputs)), stale: make([]bool, len(n.Inputs)),
 	}
 	return t
 }
@@ -70,13 +77,15 @@ func (t *ChildTask) Inputs() []string { return slices.Clone(t.names) }
 func (t *ChildTask) Batches(ctx context.Context, input string, from, to uint64) iter.Seq2[Batch, error] {
 	return func(yield func(Batch, error) bool) {
 		fail := func(err error) { yield(Batch{}, fmt.Errorf("worker: input %q: %w", input, err)) }
-		i, arrivals, err := t.openInput(input, from, to)
+		i, in, err := t.openInput(input, from, to)
 		if err != nil {
 			fail(err)
 			return
 		}
+		defer context.AfterFunc(ctx, t.server.inbox.Wake)()
+		come := func() bool { return len(in.leases) > 0 || in.ended.Load() || ctx.Err() != nil }
 		for {
-			m, ok, err := t.next(ctx, arrivals)
+			m, ok, err := t.next(ctx, in, come)
 			if err != nil {
 				t.spend(i)
 				fail(err)
@@ -102,7 +111,7 @@ func (t *ChildTask) Batches(ctx context.Context, input string, from, to uint64) 
 }
 
 // openInput asks the host for an input.
-func (t *ChildTask) openInput(input string, from, to uint64) (int, chan batchLease, error) {
+func (t *ChildTask) openInput(input string, from, to uint64) (int, *arrivals, error) {
 	i := slices.Index(t.names, input)
 	if i < 0 {
 		return 0, nil, fmt.Errorf("no such input; there are %q", t.names)
@@ -117,9 +126,9 @@ func (t *ChildTask) openInput(input string, from, to uint64) (int, chan batchLea
 	case t.inputs[i] != nil:
 		return 0, nil, errors.New("is being ranged over")
 	}
-	c := make(chan batchLease, t.credit)
-	t.inputs[i] = c
-	return i, c, t.server.conn.Send(kindOpen, t.job, openNote{uint16(i), from, to}.encode())
+	in := &arrivals{leases: make(chan batchLease, t.credit)}
+	t.inputs[i] = in
+	return i, in, t.server.conn.Send(kindOpen, t.job, openNote{uint16(i), from, to}.encode())
 }
 
 func (t *ChildTask) spend(input int) {
@@ -130,19 +139,23 @@ func (t *ChildTask) spend(input int) {
 
 // next waits for a batch. Before it waits it gives back what was released: the
 // host may be waiting for that.
-func (t *ChildTask) next(ctx context.Context, arrivals chan batchLease) (batchLease, bool, error) {
+func (t *ChildTask) next(ctx context.Context, in *arrivals, come func() bool) (batchLease, bool, error) {
+	if len(in.leases) == 0 && !in.ended.Load() {
+		t.flush()
+		if err := t.server.inbox.Wait(false, come); err != nil {
+			return batchLease{}, false, lostHost(err)
+		}
+	}
+	ended := in.ended.Load() // before the look at what came before that
 	select {
-	case m, ok := <-arrivals:
-		return m, ok, nil
+	case m := <-in.leases:
+		return m, true, nil
 	default:
 	}
-	t.flush()
-	select {
-	case m, ok := <-arrivals:
-		return m, ok, nil
-	case <-ctx.Done():
-		return batchLease{}, false, context.Cause(ctx)
+	if ended {
+		return batchLease{}, false, nil
 	}
+	return batchLease{}, false, context.Cause(ctx)
 }
 
 // open maps nothing and copies nothing: the arena was mapped when it was
@@ -206,7 +219,7 @@ func (t *ChildTask) arrived(m batchLease) error {
 		return handoff.Violation("batch for input %d, which is not open", m.input)
 	}
 	select {
-	case t.inputs[m.input] <- m:
+	case t.inputs[m.input].leases <- m:
 		return nil
 	default:
 		return handoff.Violation("more batches than the credit of %d", t.credit)
@@ -222,7 +235,7 @@ func (t *ChildTask) ended(input int) error {
 	if t.inputs[input] == nil {
 		return handoff.Violation("end of input %d, which is not open", input)
 	}
-	close(t.inputs[input])
+	t.inputs[input].ended.Store(true)
 	t.inputs[input] = nil
 	return nil
 }
@@ -232,10 +245,8 @@ func (t *ChildTask) ended(input int) error {
 // is room, into this process's arena, whose memory is used again. It waits while
 // too many outputs are not yet taken. The batch stays the caller's.
 func (t *ChildTask) Write(ctx context.Context, sequence uint64, batch arrow.RecordBatch) error {
-	select {
-	case t.window <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("worker: write batch %d: %w", sequence, context.Cause(ctx))
+	if err := t.admit(ctx); err != nil {
+		return fmt.Errorf("worker: write batch %d: %w", sequence, err)
 	}
 	sent, err := t.write(ctx, sequence, batch)
 	if !sent {
@@ -243,6 +254,36 @@ func (t *ChildTask) Write(ctx context.Context, sequence uint64, batch arrow.Reco
 	}
 	return err
 }
+
+// admit waits until the host has taken enough of what was written before.
+func (t *ChildTask) admit(ctx context.Context) error {
+	for {
+		select {
+		case t.window <- struct{}{}:
+			return nil
+		default:
+		}
+		err := t.await(ctx, func() bool { return len(t.window) < outputWindow })
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// await waits for what a message from the host will bring.
+func (t *ChildTask) await(ctx context.Context, come func() bool) error {
+	defer context.AfterFunc(ctx, t.server.inbox.Wake)()
+	err := t.server.inbox.Wait(false, func() bool { return come() || ctx.Err() != nil })
+	if err != nil {
+		return lostHost(err)
+	}
+	if !come() {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+func lostHost(err error) error { return fmt.Errorf("the connection to the host has ended: %w", err) }
 
 func (t *ChildTask) write(ctx context.Context, sequence uint64, batch arrow.RecordBatch) (sent bool, err error) {
 	frame, err := arrowio.Prepare(batch)
@@ -312,12 +353,10 @@ func (t *ChildTask) SaveModel(ctx context.Context, draft ModelDraft, artifact []
 	if err := t.send(kindModel, note, fd); err != nil {
 		return fail(err)
 	}
-	select {
-	case m := <-saved:
-		return m, nil
-	case <-ctx.Done():
-		return fail(context.Cause(ctx))
+	if err := t.await(ctx, func() bool { return len(saved) > 0 }); err != nil {
+		return fail(err)
 	}
+	return <-saved, nil
 }
 
 func (t *ChildTask) savedModel(m SavedModel) error {

@@ -42,6 +42,7 @@ const releaseDelay = time.Millisecond
 // concurrent use.
 type Client struct {
 	conn    *Conn
+	inbox   *Inbox
 	pid     int
 	stall   time.Duration
 	started time.Time
@@ -76,20 +77,19 @@ type view struct {
 // held is an entry for one lease. Entries are made once, so that leasing
 // allocates nothing.
 type held struct {
-	c        *Client
-	index    uint32
-	answered chan struct{} // capacity 1
+	c       *Client
+	index   uint32
+	waiting atomic.Bool // for an answer; changed under the client's mu
 
 	// Under the client's mu.
-	gen     uint64 // of the Lease that uses it; odd: none
-	waiting bool   // for an answer
-	left    bool   // who asked has gone
-	arena   [16]byte
-	handle  shm.Handle
-	token   uint64
-	view    *view
-	bytes   []byte
-	err     error
+	gen    uint64 // of the Lease that uses it; odd: none
+	left   bool   // who asked has gone
+	arena  [16]byte
+	handle shm.Handle
+	token  uint64
+	view   *view
+	bytes  []byte
+	err    error
 }
 
 // Lease is a hold on a slot of another process's arena, from Client.Lease to
@@ -129,6 +129,7 @@ func dial(ctx context.Context, dir *directory, name string, cfg DialConfig) (*Cl
 		return nil, err
 	}
 	conn, err := newConn(u, peerCarries)
+	_ = u.Close() // conn has its own descriptor
 	if err != nil {
 		return nil, err
 	}
@@ -193,13 +194,14 @@ func greetServer(ctx context.Context, conn *Conn, pid int, cfg DialConfig) (*Cli
 	conn.SendTimeout = c.stall
 	for i := range c.entries {
 		h := &c.entries[i]
-		h.c, h.index, h.gen, h.answered = c, uint32(i), 1, make(chan struct{}, 1)
+		h.c, h.index, h.gen = c, uint32(i), 1
 		c.free <- h
 	}
 	c.timer = time.AfterFunc(time.Hour, c.flushLater)
 	c.timer.Stop()
 	c.hear()
-	go c.receive()
+	c.inbox = NewInbox(conn, 0, c.received)
+	go func() { _ = c.inbox.Keep() }() // why it ended is in why
 	go c.watch(time.Duration(w.heartbeat) * time.Millisecond)
 	return c, nil
 }
@@ -243,7 +245,8 @@ func (c *Client) Lease(ctx context.Context, handle shm.Handle) (Lease, error) {
 		c.free <- h
 		return Lease{}, c.lostErr()
 	}
-	h.waiting, h.left, h.err, h.arena, h.handle = true, false, nil, id, handle
+	h.left, h.err, h.arena, h.handle = false, nil, id, handle
+	h.waiting.Store(true)
 	c.active++
 	c.mu.Unlock()
 	var b [40]byte
@@ -251,19 +254,14 @@ func (c *Client) Lease(ctx context.Context, handle shm.Handle) (Lease, error) {
 	if err := c.conn.Send(kindLease, h.index+1, m.append(b[:0])); err != nil {
 		c.lose(goneErr("%w", err))
 	}
-	select {
-	case <-h.answered:
-	case <-ctx.Done():
-		c.mu.Lock()
-		if h.waiting {
-			h.left = true // the answer's receiver gives the lease back
-			c.mu.Unlock()
-			return Lease{}, fmt.Errorf("handoff: lease %s from process %d: %w", handle, c.pid, ctx.Err())
-		}
-		c.mu.Unlock()
-		<-h.answered
-	}
+	// Who ends the connection has answered everybody.
+	_ = c.inbox.Wait(true, func() bool { return !h.waiting.Load() || ctx.Err() != nil })
 	c.mu.Lock()
+	if h.waiting.Load() {
+		h.left = true // the answer's receiver gives the lease back
+		c.mu.Unlock()
+		return Lease{}, fmt.Errorf("handoff: lease %s from process %d: %w", handle, c.pid, ctx.Err())
+	}
 	if err := h.err; err != nil {
 		h.err = nil
 		c.idle(h)
@@ -456,17 +454,17 @@ func (c *Client) loseLocked(why error) {
 	c.ending = false
 	for i := range c.entries {
 		h := &c.entries[i]
-		if !h.waiting {
+		if !h.waiting.Load() {
 			continue
 		}
-		h.waiting, h.err = false, c.why
+		h.err = c.why
+		h.waiting.Store(false)
 		if h.left {
 			c.idle(h)
-			continue
 		}
-		h.answered <- struct{}{}
 	}
 	c.finish()
+	c.inbox.Wake()
 }
 
 // finish ends the connection if it is to end and nobody reads. Callers hold mu.

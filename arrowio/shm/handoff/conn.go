@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -28,27 +28,27 @@ var ErrDescriptors = errors.New("descriptors were lost")
 var errFull = errors.New("handoff: the peer does not read")
 
 // Conn is one end of the socket. Sends may be concurrent; there is one receiver.
-// Messages without descriptors are sent and received without allocating.
+// Messages without descriptors are sent and received without allocating. A
+// connection takes two descriptors and, while it is received from, a thread.
 type Conn struct {
 	// SendTimeout bounds each Send; 0: it does not. Set before use.
 	SendTimeout time.Duration
 
-	c       *net.UnixConn
-	raw     syscall.RawConn
+	sock    *socket
 	carries func(Kind) int
 
 	// The system calls are made directly: net's own allocate an address for every
 	// message. The functions are made once, since a closure per call would be on
 	// the heap too.
+	deadline atomic.Pointer[time.Time] // of Receive; nil: none
 	buf, oob []byte
 	in       transfer
-	recv     func(fd uintptr) bool
+	recv     func(fd int)
 
 	mu   sync.Mutex
 	out  []byte
 	to   transfer
-	send func(fd uintptr) bool
-	try  func(fd uintptr)
+	send func(fd int)
 }
 
 // transfer is the arguments and result of sendmsg or recvmsg.
@@ -70,55 +70,40 @@ func (t *transfer) set(b, oob []byte) {
 	}
 }
 
-// call reports false if the call would have to wait.
-func (t *transfer) call(trap, fd, flags uintptr) bool {
+// call makes the system call; errFull: it would have to wait.
+func (t *transfer) call(trap uintptr, fd int, flags uintptr) {
 	for {
-		n, _, errno := unix.Syscall(trap, fd, uintptr(unsafe.Pointer(&t.msg)), flags|unix.MSG_DONTWAIT)
+		n, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&t.msg)), flags|unix.MSG_DONTWAIT)
 		switch errno {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
 			t.err = errFull
-			return false
 		case 0:
 			t.n, t.err = int(n), nil
 		default:
 			t.n, t.err = 0, errno
 		}
-		return true
+		return
 	}
 }
 
 // NewConn makes a connection of a socket's file, which stays the caller's to
 // close. carries says how many descriptors, at most 1, a message of a kind
 // carries.
-func NewConn(f *os.File, carries func(Kind) int) (*Conn, error) {
-	c, err := net.FileConn(f) // has its own descriptor
-	if err != nil {
-		return nil, fmt.Errorf("handoff: socket: %w", err)
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		_ = c.Close()
-		return nil, fmt.Errorf("handoff: descriptor %d is not a Unix socket", f.Fd())
-	}
-	return newConn(u, carries)
-}
+func NewConn(f *os.File, carries func(Kind) int) (*Conn, error) { return newConn(f, carries) }
 
-// newConn takes over u, also on error.
-func newConn(u *net.UnixConn, carries func(Kind) int) (*Conn, error) {
-	raw, err := u.SyscallConn()
+func newConn(from syscall.Conn, carries func(Kind) int) (*Conn, error) {
+	sock, err := newSocket(from)
 	if err != nil {
-		_ = u.Close()
-		return nil, fmt.Errorf("handoff: socket: %w", err)
+		return nil, err
 	}
-	c := &Conn{c: u, raw: raw, carries: carries, buf: make([]byte, MaxPacket+1), oob: make([]byte, unix.CmsgSpace(4*maxFDs))}
-	c.recv = func(fd uintptr) bool {
+	c := &Conn{sock: sock, carries: carries, buf: make([]byte, MaxPacket+1), oob: make([]byte, unix.CmsgSpace(4*maxFDs))}
+	c.recv = func(fd int) {
 		c.in.set(c.buf, c.oob)
-		return c.in.call(unix.SYS_RECVMSG, fd, unix.MSG_CMSG_CLOEXEC)
+		c.in.call(unix.SYS_RECVMSG, fd, unix.MSG_CMSG_CLOEXEC)
 	}
-	c.send = func(fd uintptr) bool { return c.to.call(unix.SYS_SENDMSG, fd, unix.MSG_NOSIGNAL) }
-	c.try = func(fd uintptr) { c.send(fd) }
+	c.send = func(fd int) { c.to.call(unix.SYS_SENDMSG, fd, unix.MSG_NOSIGNAL) }
 	return c, nil
 }
 
@@ -136,21 +121,31 @@ func Pair() (ours, theirs *os.File, err error) {
 func (c *Conn) Send(k Kind, job uint32, payload []byte, fds ...int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.trySend(k, job, payload, fds); !errors.Is(err, errFull) {
+	return c.sendWithin(c.SendTimeout, k, job, payload, fds)
+}
+
+// sendWithin sends, waiting for at most limit (0: for ever). Callers hold mu.
+func (c *Conn) sendWithin(limit time.Duration, k Kind, job uint32, payload []byte, fds []int) error {
+	err := c.trySend(k, job, payload, fds)
+	if !errors.Is(err, errFull) {
 		return err
 	}
-	if c.SendTimeout > 0 {
-		if err := c.c.SetWriteDeadline(time.Now().Add(c.SendTimeout)); err != nil {
-			return fmt.Errorf("handoff: send: %w", err)
+	begun := time.Now()
+	for errors.Is(err, errFull) {
+		left := -1
+		if limit > 0 {
+			left = int(max(limit-time.Since(begun), 0).Milliseconds()) + 1
+			if time.Since(begun) >= limit {
+				return fmt.Errorf("handoff: send: %w", os.ErrDeadlineExceeded)
+			}
 		}
+		// The end of the connection ends the wait.
+		_ = c.sock.use(func(fd int) {
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, left)
+		})
+		err = c.try()
 	}
-	if err := c.raw.Write(c.send); err != nil {
-		return fmt.Errorf("handoff: send: %w", err)
-	}
-	if c.to.err != nil {
-		return fmt.Errorf("handoff: send: %w", c.to.err)
-	}
-	return nil
+	return err
 }
 
 // TrySend is Send without waiting: it reports false, and sends nothing, if the
@@ -178,7 +173,12 @@ func (c *Conn) trySend(k Kind, job uint32, payload []byte, fds []int) error {
 		return err
 	}
 	c.to.set(c.out, oob)
-	if err := c.raw.Control(c.try); err != nil {
+	return c.try()
+}
+
+// try sends what the transfer has. Callers hold mu.
+func (c *Conn) try() error {
+	if err := c.sock.use(c.send); err != nil {
 		return fmt.Errorf("handoff: send: %w", err)
 	}
 	if err := c.to.err; err != nil && !errors.Is(err, errFull) {
@@ -187,28 +187,65 @@ func (c *Conn) trySend(k Kind, job uint32, payload []byte, fds []int) error {
 	return c.to.err
 }
 
-// SetReceiveDeadline ends Receive with os.ErrDeadlineExceeded at t.
-func (c *Conn) SetReceiveDeadline(t time.Time) { _ = c.c.SetReadDeadline(t) }
+// SetReceiveDeadline ends Receive with os.ErrDeadlineExceeded at t, also one that
+// waits already; the zero time: never.
+func (c *Conn) SetReceiveDeadline(t time.Time) {
+	if t.IsZero() {
+		c.deadline.Store(nil)
+	} else {
+		c.deadline.Store(&t)
+	}
+	c.sock.ring()
+}
 
 // Receive returns the next message; its payload is good until the next call.
-// io.EOF: the peer is gone. Descriptors that came with a bad message are closed.
+// io.EOF: the peer is gone; net.ErrClosed: this end is closed. Descriptors that
+// came with a bad message are closed.
 func (c *Conn) Receive() (Packet, error) {
-	if err := c.raw.Read(c.recv); err != nil {
+	for {
+		limit := time.Duration(0)
+		if at := c.deadline.Load(); at != nil {
+			if limit = time.Until(*at); limit <= 0 {
+				return Packet{}, fmt.Errorf("handoff: receive: %w", os.ErrDeadlineExceeded)
+			}
+		}
+		// At the end of the wait the deadline is looked at again.
+		pkt, err := c.receive(limit)
+		if !errors.Is(err, errWoken) && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return pkt, err
+		}
+	}
+}
+
+// receive waits for at most limit (0: for ever) for the next message. errWoken:
+// it was to look up; os.ErrDeadlineExceeded: nothing came.
+func (c *Conn) receive(limit time.Duration) (Packet, error) {
+	if err := c.sock.wait(unix.POLLIN, limit); err != nil {
+		return Packet{}, err
+	}
+	if err := c.sock.use(c.recv); err != nil {
 		return Packet{}, err
 	}
 	if errors.Is(c.in.err, unix.ECONNRESET) {
 		// The peer has closed without reading everything. That is said once, before
 		// what it sent last, which may be why.
-		if err := c.raw.Read(c.recv); err != nil {
+		if err := c.sock.use(c.recv); err != nil {
 			return Packet{}, err
 		}
 	}
-	if errors.Is(c.in.err, unix.ECONNRESET) {
+	switch {
+	case errors.Is(c.in.err, errFull):
+		return Packet{}, errWoken
+	case errors.Is(c.in.err, unix.ECONNRESET):
 		return Packet{}, io.EOF
-	}
-	if c.in.err != nil {
+	case c.in.err != nil:
 		return Packet{}, fmt.Errorf("handoff: receive: %w", c.in.err)
 	}
+	return c.received()
+}
+
+// received makes a message of what recvmsg gave.
+func (c *Conn) received() (Packet, error) {
 	n, flags := c.in.n, int(c.in.msg.Flags)
 	oobn := int(c.in.msg.Controllen)
 	if n == 0 && oobn == 0 {
@@ -241,20 +278,21 @@ func (c *Conn) Receive() (Packet, error) {
 // awaitHangUp waits until the peer has closed its end, or this end is closed. What
 // comes meanwhile is left unread.
 func (c *Conn) awaitHangUp() {
-	_ = c.c.SetReadDeadline(time.Time{})
-	_ = c.raw.Read(func(fd uintptr) bool { return hungUp(int(fd)) })
+	for {
+		switch err := c.sock.wait(unix.POLLRDHUP, 0); {
+		case errors.Is(err, errWoken):
+		case err != nil, c.sock.polled(unix.POLLRDHUP)&(unix.POLLHUP|unix.POLLRDHUP) != 0:
+			return
+		}
+	}
 }
 
 // unread reports whether something has come that was not received yet.
-func (c *Conn) unread() bool { return c.events(unix.POLLIN)&unix.POLLIN != 0 }
-
-func (c *Conn) events(want int16) (got int16) {
-	_ = c.raw.Control(func(fd uintptr) { got = polled(int(fd), want) }) // closed: no events
-	return got
-}
+func (c *Conn) unread() bool { return c.sock.polled(unix.POLLIN)&unix.POLLIN != 0 }
 
 // Close ends the connection; what was not sent by then is of no use to anyone.
-func (c *Conn) Close() { _ = c.c.Close() }
+// Repeatable.
+func (c *Conn) Close() { c.sock.close() }
 
 func descriptors(oob []byte) ([]int, error) {
 	if len(oob) == 0 {

@@ -28,8 +28,11 @@
 // # Concurrency
 //
 // A Server serves each connection in a goroutine of its own, which alone waits for
-// its peer; one more goroutine pings and looks for the dead. A Client has one
-// goroutine that receives and one that watches for silence. Locks are taken in the
-// order Server.mu, peer.mu, then those of package shm; and Client.mu before
-// Conn.mu. Nothing that can wait for a peer is done under a lock but Conn's own.
+// its peer; one more goroutine pings and looks for the dead. A Client receives in
+// whichever goroutine waits for an answer (Inbox), and has one that receives while
+// nobody waits and one that watches for silence. Who receives does so in a system
+// call that blocks, so a connection takes a thread; docs/decisions/0009 says why.
+// Locks are taken in the order Server.mu, peer.mu, then those of package shm; and
+// Client.mu before Inbox.mu before Conn.mu. Nothing that can wait for a peer is done
+// under a lock but Conn's own.
 package handoff

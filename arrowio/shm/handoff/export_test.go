@@ -139,3 +139,10 @@ func ErrorText(p Packet) (Code, string, error) {
 	m, err := decodeNotice(p.Payload)
 	return m.code, m.text, err
 }
+
+// Parked reports whether Keep waits for the end of a waiter's turn.
+func (in *Inbox) Parked() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.parked
+}

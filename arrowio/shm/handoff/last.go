@@ -16,19 +16,8 @@ func (c *Conn) SendNow(k Kind, job uint32, payload []byte) error {
 		return errors.New("handoff: send now: the connection is busy")
 	}
 	defer c.mu.Unlock()
-	var err error
-	if c.out, err = Append(c.out[:0], k, job, payload); err != nil {
-		return err
-	}
-	if err := c.c.SetWriteDeadline(time.Now().Add(lastWait)); err != nil {
-		return fmt.Errorf("handoff: send now: %w", err)
-	}
-	_, _, err = c.c.WriteMsgUnix(c.out, nil, nil)
-	if c.SendTimeout == 0 {
-		_ = c.c.SetWriteDeadline(time.Time{}) // closed: the next Send says so
-	}
-	if err != nil {
-		return fmt.Errorf("handoff: send now: %w", err)
+	if err := c.sendWithin(lastWait, k, job, payload, nil); err != nil {
+		return fmt.Errorf("last words: %w", err)
 	}
 	return nil
 }

@@ -419,7 +419,7 @@ func (p *peer) cutOff(state State, code Code, why string) {
 	p.state, p.why = state, why
 	none := len(p.held) == 0
 	if !none {
-		shutdownWrite(p.conn.c)
+		p.conn.sock.shutdownWrite()
 	}
 	p.mu.Unlock()
 	if none {

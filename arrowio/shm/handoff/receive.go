@@ -11,27 +11,24 @@ import (
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
-// receive takes the server's messages until the connection ends.
-func (c *Client) receive() {
-	for {
-		pkt, err := c.conn.Receive()
-		if err == nil {
-			c.hear()
-			err = c.handle(pkt)
-		}
-		switch {
-		case err == nil:
-			continue
-		case isEOF(err):
-			err = goneErr("process %d has closed the connection or ended", c.pid)
-		case errors.Is(err, net.ErrClosed):
-			err = goneErr("closed")
-		case !errors.Is(err, arrowio.ErrGone):
-			err = goneErr("%w", err)
-		}
-		c.lose(err)
-		return
+// received deals with one message from the server, or with why none came.
+func (c *Client) received(pkt Packet, err error) error {
+	if err == nil {
+		c.hear()
+		err = c.handle(pkt)
 	}
+	switch {
+	case err == nil:
+		return nil
+	case isEOF(err):
+		err = goneErr("process %d has closed the connection or ended", c.pid)
+	case errors.Is(err, net.ErrClosed):
+		err = goneErr("closed")
+	case !errors.Is(err, arrowio.ErrGone):
+		err = goneErr("%w", err)
+	}
+	c.lose(err)
+	return err
 }
 
 func (c *Client) handle(pkt Packet) error {
@@ -106,7 +103,7 @@ func (c *Client) handleOwn(pkt Packet) error {
 func (c *Client) answer(job uint32, token uint64, refused error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if job == 0 || int(job) > len(c.entries) || !c.entries[job-1].waiting {
+	if job == 0 || int(job) > len(c.entries) || !c.entries[job-1].waiting.Load() {
 		return Violation("answer to a request %d that was not made", job)
 	}
 	h := &c.entries[job-1]
@@ -123,10 +120,9 @@ func (c *Client) answer(job uint32, token uint64, refused error) error {
 		h.token, h.view, h.bytes = token, v, b
 		v.users++
 	}
-	h.waiting = false
+	h.waiting.Store(false)
 	switch {
-	case !h.left:
-		h.answered <- struct{}{}
+	case !h.left: // who asked sees it
 	case refused == nil:
 		c.drop(h)
 	default:

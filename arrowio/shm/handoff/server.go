@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
@@ -253,6 +251,7 @@ func (s *Server) admit(c *net.UnixConn) error {
 		return err
 	}
 	conn, err := newConn(c, peerCarries)
+	_ = c.Close() // conn has its own descriptor
 	if err != nil {
 		id.close()
 		return err
@@ -337,13 +336,3 @@ func (s *Server) watch() {
 
 // ownPID is this process, which is never killed.
 func ownPID() int { return os.Getpid() }
-
-// shutdownWrite says end of file to the peer while its own end of file can still
-// be seen.
-func shutdownWrite(c *net.UnixConn) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) }) // it may be closed
-}
