@@ -36,20 +36,20 @@ type versioned interface{ versions() map[string]string }
 // order says how often to hand over batches of which size.
 type order struct {
 	Size    int64   `json:"size"`
-	Warm    int     `json:"warm"` // not timed: pages are touched for the first time, caches fill
+	Warm    int     `json:"warm"` // not timed: pages are touched for the first time, caches fill, threads settle on CPUs
 	Count   int     `json:"count"`
 	Seconds float64 `json:"seconds"` // ends it early, after three
 }
 
 func newOrder(size int64, seconds float64) order {
-	o := order{Size: size, Warm: 20, Count: 500, Seconds: seconds}
+	o := order{Size: size, Warm: 500, Count: 1000, Seconds: seconds}
 	switch {
 	case size > 64<<20:
 		o.Warm, o.Count = 2, 5
 	case size > 4<<20:
-		o.Warm, o.Count = 5, 50
+		o.Warm, o.Count = 10, 50
 	case size > 256<<10:
-		o.Warm, o.Count = 10, 200
+		o.Warm, o.Count = 100, 200
 	}
 	return o
 }

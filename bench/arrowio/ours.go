@@ -185,25 +185,26 @@ func (w *working) measure(ctx context.Context, o order) (took []time.Duration, e
 	var handed, seen, sum float64
 	feed := func(ctx context.Context, _, _ uint64) iter.Seq2[worker.InputBatch, error] {
 		return func(yield func(worker.InputBatch, error) bool) {
-			for more := true; more; handed++ {
-				l, begun, err := s.lease(ctx)
-				if err != nil {
-					yield(worker.InputBatch{}, err)
+			var begun time.Time
+			more := true
+			in := worker.InputBatch{
+				// Asked for when the one before is back.
+				Open: func(ctx context.Context) (l shm.Lease, err error) {
+					handed++
+					l, begun, err = s.lease(ctx)
+					return l, err
+				},
+				Released: func() { more = p.add(time.Since(begun)) },
+			}
+			for ; more; in.Sequence++ {
+				if !yield(in, nil) {
 					return
 				}
-				if !yield(worker.InputBatch{Sequence: uint64(handed), Lease: l}, nil) {
-					return
-				}
-				if err := s.idle(ctx); err != nil {
-					yield(worker.InputBatch{}, err)
-					return
-				}
-				more = p.add(time.Since(begun))
 			}
 		}
 	}
 	err = w.host.Do(ctx, worker.Job{
-		Stage: w.stage, Inputs: []worker.Input{{Name: "batches", Batches: feed}},
+		Stage: w.stage, Inputs: []worker.Input{{Name: "batches", Batches: feed, Window: 1}},
 		OnMetrics: func(m map[string]float64) error { seen, sum = m["batches"], m["sum"]; return nil },
 	})
 	if err == nil && seen != handed {
