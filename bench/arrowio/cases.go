@@ -30,6 +30,7 @@ const (
 	buildHeap            = "build on the Go heap"
 	tensors112           = "16x7 tensors, worker host to Python child"
 	tensors7             = "16x7 tensors as 7, worker host to Python child"
+	bareCase             = "bare message, Go to Go, in place"
 	streamGo             = "Unix socket, Go to Go"
 	streamPy             = "Unix socket, Go to Python"
 	streamInGo           = "Unix socket, Go child to host"
@@ -64,6 +65,7 @@ func cases() []benchCase {
 	also, two := []int64{handoffSize}, []int64{1 << 20, 16 << 20}
 	return []benchCase{
 		{name: streamGo, baseline: streamGo, start: startStream(role("stream"))},
+		{name: bareCase, baseline: streamGo, start: startBare},
 		{name: workerGo, baseline: streamGo, start: startWorker(false, "touch", inPlace)},
 		{name: workerGoFresh, baseline: streamGo, start: startWorker(false, "touch", fresh)},
 		{name: workerGoCopied, baseline: streamGo, start: startWorker(false, "touch", copied)},
@@ -130,6 +132,7 @@ func comparisons() []comparison {
 		{ours: workerPyCopied, theirs: flightPyCalls, sizes: mib, target: 25},
 		{ours: workerPyCopied, theirs: flightPy, sizes: mib, target: 25},
 		{ours: workerGo, theirs: streamGo, sizes: []int64{16 << 20}, target: 200},
+		{ours: bareCase, theirs: streamGo, sizes: []int64{16 << 20}},
 		{ours: workerPy, theirs: streamPy, sizes: []int64{16 << 20}, target: 200},
 		{ours: peersGo, theirs: streamGo, sizes: []int64{16 << 20}, target: 200},
 		{ours: workerGoLook, theirs: workerGoLook, sizes: []int64{256 << 20}, theirSize: handoffSize, target: 0.5},

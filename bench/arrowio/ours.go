@@ -244,7 +244,7 @@ func goStages() map[string]worker.Func {
 // goRoles are what children of this program do that are no workers.
 func goRoles() map[string]func(*net.UnixConn) error {
 	return map[string]func(*net.UnixConn) error{
-		"stream": readStreams, "flight": serveFlight, "emit": emitStreams,
+		"stream": readStreams, "flight": serveFlight, "emit": emitStreams, "bare": readBare,
 		"peer":      func(c *net.UnixConn) error { return leaseFromPeer(c, touch) },
 		"peer-look": func(c *net.UnixConn) error { return leaseFromPeer(c, untouched) },
 	}

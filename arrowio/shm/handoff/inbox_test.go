@@ -245,8 +245,8 @@ func TestConnCloseEndsSend(t *testing.T) {
 	}
 }
 
-// BenchmarkRoundTrip is a message there and back between two goroutines, without
-// and with a goroutine that receives for the one that wants the answer.
+// BenchmarkRoundTrip is a message there and back between two goroutines of a
+// process, received by the one that wants the answer.
 func BenchmarkRoundTrip(b *testing.B) {
 	ours, theirs, err := handoff.Pair()
 	if err != nil {
