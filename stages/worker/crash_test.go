@@ -83,6 +83,10 @@ func stepChild(spec string) {
 			sig = unix.SIGSTOP
 		}
 		must(unix.Kill(os.Getpid(), sig))
+		// Another thread may be the one to take the signal: this one goes no further.
+		for {
+			_ = unix.Pause()
+		}
 	}
 	kind, _, _ := receive()
 	at("before ready")
