@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"cel.dev/cel-go/common/types"
+
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // kind is how a JSON value of a Go type becomes a CEL value.
@@ -43,13 +45,14 @@ type field struct {
 	name string
 	typ  *dataType
 	cel  *types.FieldType
+	get  celgo.FieldFunc // nil: by way of cel
 }
 
 // find returns the index of the field of that name, or -1. Event data have few
 // fields, for which a scan beats a map.
-func (t *dataType) find(name []byte) int {
+func (t *dataType) find(name string) int {
 	for i := range t.fields {
-		if t.fields[i].name == string(name) {
+		if t.fields[i].name == name {
 			return i
 		}
 	}
@@ -156,8 +159,14 @@ func (tt *typeTable) object(t reflect.Type) *dataType {
 		i := len(d.fields)
 		d.fields = append(d.fields, field{name: f.name, typ: ft, cel: &types.FieldType{
 			Type:    ft.cel,
-			IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i] != nil },
+			IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i].Kind() != celgo.Absent },
 			GetFrom: func(target any) (any, error) { return getField(target, i) },
+		}, get: func(x any) (v celgo.Value, set, ok bool) {
+			o, ok := x.(*object)
+			if !ok || o.typ != d {
+				return v, false, false
+			}
+			return o.vals[i], o.vals[i].Kind() != celgo.Absent, true
 		}})
 	}
 	return d
@@ -168,8 +177,8 @@ func getField(target any, i int) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is not event data", target)
 	}
-	if v := o.vals[i]; v != nil {
-		return v, nil
+	if v := o.vals[i]; v.Kind() != celgo.Absent {
+		return v.Boxed(), nil
 	}
 	return nil, &missingFieldError{name: o.typ.fields[i].name}
 }
@@ -285,7 +294,7 @@ func (p *provider) FindStructFieldNames(name string) ([]string, bool) {
 // FindStructFieldType implements types.Provider.
 func (p *provider) FindStructFieldType(name, fieldName string) (*types.FieldType, bool) {
 	if d, ok := p.object(name); ok {
-		if i := d.find([]byte(fieldName)); i >= 0 {
+		if i := d.find(fieldName); i >= 0 {
 			return d.fields[i].cel, true
 		}
 		return nil, false

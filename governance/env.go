@@ -15,6 +15,7 @@ import (
 	"cel.dev/cel-go/ext"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // Limits bound what one evaluation may take. Zero fields take the defaults.
@@ -103,6 +104,7 @@ type compiler struct {
 	env    *cel.Env
 	data   *dataType
 	limits Limits
+	vars   []string // extended by, in their order
 }
 
 // extend declares one more variable for the expressions compiled later.
@@ -111,7 +113,7 @@ func (c *compiler) extend(name string, t *types.Type) error {
 	if err != nil {
 		return err
 	}
-	c.env = env
+	c.env, c.vars = env, append(c.vars, name)
 	return nil
 }
 
@@ -119,8 +121,9 @@ func (c *compiler) extend(name string, t *types.Type) error {
 type program struct {
 	src     string
 	prg     cel.Program
-	tracked bool // evaluated with a run-time cost limit and deadline
-	impure  bool // reads now or point, itself or through a variable
+	fast    *celgo.Program[*evalState] // evaluated first; nil for what has no closures
+	tracked bool                       // evaluated with a run-time cost limit and deadline
+	impure  bool                       // reads now or point, itself or through a variable
 	out     *types.Type
 }
 
@@ -175,6 +178,7 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 	if p.prg, err = c.env.Program(checked, opts...); err != nil {
 		return nil, []compileFault{{msg: err.Error()}}
 	}
+	p.fast = c.closures(checked, p)
 	return p, nil
 }
 
@@ -248,7 +252,7 @@ func pathType(e ast.Expr, data *dataType) *dataType {
 		}
 	case ast.SelectKind:
 		if t := pathType(e.AsSelect().Operand(), data); t != nil {
-			if i := t.find([]byte(e.AsSelect().FieldName())); i >= 0 {
+			if i := t.find(e.AsSelect().FieldName()); i >= 0 {
 				return t.fields[i].typ
 			}
 		}

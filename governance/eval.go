@@ -16,6 +16,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // evalState is what expressions see of one event: a concrete cel.Activation,
@@ -38,12 +39,23 @@ type evalState struct {
 	// One decoding is kept: policies of one event type share its Go type.
 	dataType *dataType // type that expressions now expect
 	strict   *dataType // type that untyped data must fit too; nil: none
-	decoded  any
-	decodeOf *dataType
+	decoded  celgo.Value
+	boxed    any // decoded as cel-go takes it, or the error; nil until asked for
+	failed   error
+	decodeOf *dataType // nil: not decoded yet
+	slab     slab
 
 	vars   []variable
-	values []any // of vars; nil: not evaluated yet
+	values []variableValue // of vars
 	extra  map[string]any
+}
+
+// variableValue is a variable's value for the event at hand.
+type variableValue struct {
+	value celgo.Value
+	known bool // value is it
+	tried bool // the closures have been tried
+	boxed any  // the value as cel-go takes it, or its error; nil until asked for
 }
 
 type variable struct {
@@ -60,7 +72,9 @@ func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source s
 	s.event = eventVal{ctx: c, source: source, ext: ext}
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
-	s.decoded, s.decodeOf, s.dataType, s.strict = nil, nil, nil, nil
+	s.decoded, s.boxed, s.failed, s.decodeOf = celgo.Value{}, nil, nil, nil
+	s.dataType, s.strict = nil, nil
+	s.slab.reset()
 	s.vars, s.extra, s.values = nil, nil, s.values[:0]
 }
 
@@ -69,7 +83,8 @@ func (s *evalState) release() {
 	s.endEvent()
 	values := s.values
 	clear(values[:cap(values)])
-	*s = evalState{values: values[:0]}
+	s.slab.reset()
+	*s = evalState{values: values[:0], slab: s.slab}
 	statePool.Put(s)
 }
 
@@ -85,7 +100,7 @@ func (s *evalState) use(data *dataType, vars []variable) {
 	s.dataType, s.vars = data, vars
 	s.values = s.values[:0]
 	for range vars {
-		s.values = append(s.values, nil)
+		s.values = append(s.values, variableValue{})
 	}
 }
 
@@ -115,50 +130,83 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 	return v, ok
 }
 
-// data decodes the event's data on first use. An error is itself the value, as
+// dataValue decodes the event's data on first use.
+func (s *evalState) dataValue() (celgo.Value, bool) {
+	if s.decodeOf != s.dataType {
+		s.decoded, s.failed = s.decode()
+		s.boxed, s.decodeOf = nil, s.dataType
+	}
+	return s.decoded, s.failed == nil
+}
+
+// data returns the data as cel-go takes them. An error is itself the value, as
 // cel-go expects of lazy values.
 func (s *evalState) data() any {
-	if s.decodeOf == s.dataType && s.decoded != nil {
-		return s.decoded
+	v, ok := s.dataValue()
+	switch {
+	case s.boxed != nil:
+	case ok:
+		s.boxed = v.Boxed()
+	default:
+		s.boxed = types.WrapErr(s.failed)
 	}
-	v, err := s.decode()
-	if err != nil {
-		v = types.WrapErr(err)
-	}
-	s.decoded, s.decodeOf = v, s.dataType
-	return v
+	return s.boxed
 }
 
-func (s *evalState) decode() (any, error) {
+func (s *evalState) decode() (v celgo.Value, err error) {
 	switch {
 	case len(s.raw) == 0:
-		return nil, fmt.Errorf("%w: the event carries no data", ErrData)
+		return v, fmt.Errorf("%w: the event carries no data", ErrData)
 	case !s.json:
-		return nil, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
+		return v, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
 	}
 	if s.strict != nil && s.dataType == untypedData {
-		if _, err := decodeData(s.raw, s.strict); err != nil {
-			return nil, err
+		if _, err := decodeData(s.raw, s.strict, &s.slab); err != nil {
+			return v, err
 		}
 	}
-	return decodeData(s.raw, s.dataType)
+	return decodeData(s.raw, s.dataType, &s.slab)
 }
 
-func (s *evalState) variable(i int) any {
-	if v := s.values[i]; v != nil {
-		return v
+// variableValue evaluates a variable on first use.
+func (s *evalState) variableValue(i int) (celgo.Value, bool) {
+	v := &s.values[i]
+	if v.known {
+		return v.value, true
 	}
-	v, err := s.eval(s.vars[i].prg)
-	if err == nil && valueSize(v) > maxVariableSize {
+	if prg := s.vars[i].prg; prg.fast != nil && !v.tried {
+		v.tried = true
+		if v.value, v.known = prg.fast.Eval(s); v.known {
+			return v.value, true
+		}
+	}
+	v.value, v.known = celgo.Of(s.variable(i))
+	return v.value, v.known
+}
+
+// variable returns a variable's value, or its error, as cel-go takes it.
+func (s *evalState) variable(i int) any {
+	v, prg := &s.values[i], s.vars[i].prg
+	if v.boxed != nil {
+		return v.boxed
+	}
+	if prg.fast != nil && !v.tried {
+		v.tried = true
+		v.value, v.known = prg.fast.Eval(s)
+	}
+	if v.known {
+		v.boxed = v.value.Boxed()
+		return v.boxed
+	}
+	out, err := s.eval(prg)
+	if err == nil && valueSize(out) > maxVariableSize {
 		err = fmt.Errorf("%w: the value of %s is larger than %d", ErrLimit, s.vars[i].name, maxVariableSize)
 	}
+	v.boxed = out
 	if err != nil {
-		var out any = types.WrapErr(err)
-		s.values[i] = out
-		return out
+		v.boxed = types.WrapErr(err)
 	}
-	s.values[i] = v
-	return v
+	return v.boxed
 }
 
 // eval evaluates one expression within the limits. The error wraps one of the
@@ -192,6 +240,11 @@ var errDeadline = errors.New("the time for evaluating one event ran out")
 
 // evalBool evaluates an expression compiled to give a bool.
 func (s *evalState) evalBool(p *program) (bool, error) {
+	if p.fast != nil {
+		if v, ok := p.fast.Bool(s); ok {
+			return v, nil
+		}
+	}
 	v, err := s.eval(p)
 	if err != nil {
 		return false, s.explain(p, err)
@@ -205,6 +258,11 @@ func (s *evalState) evalBool(p *program) (bool, error) {
 
 // evalString evaluates a message expression.
 func (s *evalState) evalString(p *program) (string, error) {
+	if p.fast != nil {
+		if v, ok := p.fast.Eval(s); ok && v.Kind() == celgo.String {
+			return v.Text(), nil
+		}
+	}
 	v, err := s.eval(p)
 	if err != nil {
 		return "", s.explain(p, err)
@@ -284,7 +342,7 @@ func extension(c *event.EventContextV1, name string) string {
 
 // toCEL converts a variable's value by way of JSON, so that a Go struct, a map
 // and a decoded event all look the same to an expression.
-func toCEL(values map[string]any, name string, t *dataType) (any, error) {
+func toCEL(values map[string]any, name string, t *dataType, slab *slab) (any, error) {
 	v, ok := values[name]
 	if !ok {
 		return nil, &missingFieldError{name: name}
@@ -296,9 +354,9 @@ func toCEL(values map[string]any, name string, t *dataType) (any, error) {
 	if len(raw) > events.MaxDataBytes {
 		return nil, fmt.Errorf("%w: variable %s has %d bytes as JSON; the limit is %d", ErrLimit, name, len(raw), events.MaxDataBytes)
 	}
-	out, err := decodeData(raw, t)
+	out, err := decodeData(raw, t, slab)
 	if err != nil {
 		return nil, fmt.Errorf("variable %s: %w", name, err)
 	}
-	return out, nil
+	return out.Boxed(), nil
 }

@@ -22,7 +22,7 @@ func FuzzDecodeData(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := decodeData(raw, untypedData)
+		got, err := decodeData(raw, untypedData, &slab{})
 		var want map[string]any
 		werr := json.Unmarshal(raw, &want)
 		if err != nil {
@@ -31,7 +31,7 @@ func FuzzDecodeData(f *testing.F) {
 		if werr != nil {
 			t.Fatalf("accepted %q, which encoding/json refuses: %v", raw, werr)
 		}
-		if native := toNative(got); !reflect.DeepEqual(native, want) {
+		if native := toNative(got.Boxed()); !reflect.DeepEqual(native, want) {
 			t.Fatalf("%q\n got %#v\nwant %#v", raw, native, want)
 		}
 	})
@@ -69,7 +69,7 @@ func FuzzSmallFloat(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		d := jsonDecoder{b: []byte(s)}
+		d := jsonDecoder{b: s}
 		v, err := d.number(&dataType{kind: kindDouble, cel: types.DoubleType})
 		if err != nil || d.i != len(s) {
 			return
@@ -78,7 +78,7 @@ func FuzzSmallFloat(f *testing.F) {
 		if err != nil {
 			t.Fatalf("accepted %q: %v", s, err)
 		}
-		if got := float64(v.(types.Double)); math.Float64bits(got) != math.Float64bits(want) {
+		if got := float64(v.Boxed().(types.Double)); math.Float64bits(got) != math.Float64bits(want) {
 			t.Fatalf("%q = %v, want %v", s, got, want)
 		}
 	})
@@ -132,23 +132,23 @@ func TestDataTypeFollowsEncodingJSON(t *testing.T) {
 	}
 	d := newTypeTable().of(reflect.TypeOf(v))
 	for k := range keys {
-		if d.find([]byte(k)) < 0 {
+		if d.find(k) < 0 {
 			t.Errorf("no field %q", k)
 		}
 	}
 	if len(d.fields) != len(keys) {
 		t.Errorf("fields %q, JSON has %d: %s", d.fieldNames(), len(keys), raw)
 	}
-	got, err := decodeData(raw, d)
+	got, err := decodeData(raw, d, &slab{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if eq := got.(*object).Equal(got.(*object)); eq != types.True {
+	if eq := got.Ref().(*object).Equal(got.Ref().(*object)); eq != types.True {
 		t.Errorf("not equal to itself: %v", eq)
 	}
 	deep := bytes.Repeat([]byte(`{"next":`), 100)
 	deep = append(append(deep, "null"...), bytes.Repeat([]byte("}"), 100)...)
-	if _, err := decodeData(deep, d); err == nil {
+	if _, err := decodeData(deep, d, &slab{}); err == nil {
 		t.Error("100 levels are accepted")
 	}
 }

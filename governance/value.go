@@ -11,13 +11,14 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
-// object is decoded data of a known type. A nil value means that the field was
-// absent or null. Immutable once decoded.
+// object is decoded data of a known type. An absent value means that the field was
+// absent or null. Immutable once decoded, and valid for one event.
 type object struct {
 	typ  *dataType
-	vals []any // ref.Val, map[string]any or []any, by field
+	vals []celgo.Value // by field
 }
 
 var (
@@ -47,14 +48,14 @@ func (o *object) Equal(other ref.Val) ref.Val {
 	}
 	for i, v := range o.vals {
 		w := p.vals[i]
-		if v == nil || w == nil {
-			if v != nil || w != nil {
+		if v.Kind() == celgo.Absent || w.Kind() == celgo.Absent {
+			if v.Kind() != w.Kind() {
 				return types.False
 			}
 			continue
 		}
-		a := types.DefaultTypeAdapter.NativeToValue(v)
-		if eq := a.Equal(types.DefaultTypeAdapter.NativeToValue(w)); eq != types.True {
+		a := types.DefaultTypeAdapter.NativeToValue(v.Boxed())
+		if eq := a.Equal(types.DefaultTypeAdapter.NativeToValue(w.Boxed())); eq != types.True {
 			return eq
 		}
 	}
@@ -74,7 +75,7 @@ func (o *object) Get(index ref.Val) ref.Val {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(index)
 	}
-	i := o.typ.find([]byte(name))
+	i := o.typ.find(string(name))
 	if i < 0 {
 		return types.NewErr("%s has no field %q", o.typ.name, string(name))
 	}
@@ -91,11 +92,11 @@ func (o *object) IsSet(index ref.Val) ref.Val {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(index)
 	}
-	i := o.typ.find([]byte(name))
+	i := o.typ.find(string(name))
 	if i < 0 {
 		return types.NewErr("%s has no field %q", o.typ.name, string(name))
 	}
-	return types.Bool(o.vals[i] != nil)
+	return types.Bool(o.vals[i].Kind() != celgo.Absent)
 }
 
 // eventVal is the CEL value of an event's attributes. It lives in a pooled
@@ -155,6 +156,13 @@ func newEventType() *dataType {
 				}
 				return types.String(get(e)), nil
 			},
+		}, get: func(x any) (v celgo.Value, set, ok bool) {
+			e, ok := x.(*eventVal)
+			if !ok {
+				return v, false, false
+			}
+			text := get(e)
+			return celgo.OfString(text), text != "", true
 		}})
 	}
 	str("id", func(e *eventVal) string { return e.ctx.ID })
@@ -178,6 +186,12 @@ func newEventType() *dataType {
 			}
 			return types.Timestamp{Time: e.ctx.Time.Time}, nil
 		},
+	}, get: func(x any) (v celgo.Value, set, ok bool) {
+		e, ok := x.(*eventVal)
+		if !ok || e.ctx.Time == nil {
+			return v, false, ok
+		}
+		return celgo.OfTimestamp(e.ctx.Time.Time), true, true
 	}})
 	return t
 }
