@@ -32,34 +32,98 @@ type scope struct{ c *compiler }
 
 var _ celgo.Scope[*evalState] = scope{}
 
+// Path implements celgo.Scope.
+func (sc scope) Path(name string, fields []string, from int) func(*evalState) *celgo.Value {
+	switch {
+	case name == declEvent && len(fields) == 1:
+		return attribute(fields[0], from == 0)
+	case name == declData:
+		return dataPath(sc.c.data, fields, from)
+	case strings.HasPrefix(name, variablePrefix) && len(fields) == 0:
+		i := slices.Index(sc.c.vars, name)
+		if i < 0 {
+			return nil
+		}
+		return func(s *evalState) *celgo.Value {
+			if i >= len(s.vars) || s.vars[i].name != name {
+				return nil
+			}
+			return s.variableValue(i)
+		}
+	default:
+		return nil
+	}
+}
+
+// attribute finds an attribute of the event.
+func attribute(name string, optional bool) func(*evalState) *celgo.Value {
+	i := eventType.find(name)
+	if i < 0 || i >= maxAttributes {
+		return nil
+	}
+	get := eventType.fields[i].get
+	return func(s *evalState) *celgo.Value {
+		v := &s.attributes[i]
+		if v.Kind() == celgo.Absent {
+			*v, _, _ = get(&s.event)
+		}
+		if optional {
+			if _, set, _ := get(&s.event); !set {
+				return &absent
+			}
+		}
+		return v
+	}
+}
+
+// absent is what optional access to an attribute finds that an event lacks.
+var absent celgo.Value //nolint:gochecknoglobals // never changed
+
+// dataPath finds the event's data, or a field in them.
+func dataPath(t *dataType, fields []string, from int) func(*evalState) *celgo.Value {
+	indices := make([]int, len(fields))
+	for k, name := range fields {
+		if indices[k] = t.find(name); indices[k] < 0 {
+			return nil
+		}
+		t = t.fields[indices[k]].typ
+	}
+	return func(s *evalState) *celgo.Value {
+		v := s.dataValue()
+		if v == nil {
+			return nil
+		}
+		for k, i := range indices {
+			o, ok := v.Ref().(*object)
+			if !ok {
+				if v.Kind() == celgo.Absent && k > from {
+					return v
+				}
+				return nil
+			}
+			v = &o.vals[i]
+		}
+		return v
+	}
+}
+
 // Ident implements celgo.Scope.
 func (sc scope) Ident(name string) func(*evalState) (celgo.Value, bool) {
 	switch name {
 	case declEvent:
 		return func(s *evalState) (celgo.Value, bool) { return celgo.OfOther(&s.event), true }
-	case declData:
-		return (*evalState).dataValue
 	case declPoint:
 		return func(s *evalState) (celgo.Value, bool) { return celgo.OfString(string(s.point)), !s.pure }
 	case declNow:
 		return func(s *evalState) (celgo.Value, bool) { return celgo.OfTimestamp(s.now.Time), !s.pure }
-	}
-	if strings.HasPrefix(name, variablePrefix) {
-		if i := slices.Index(sc.c.vars, name); i >= 0 {
-			return func(s *evalState) (celgo.Value, bool) {
-				if i >= len(s.vars) || s.vars[i].name != name {
-					return celgo.Value{}, false
-				}
-				return s.variableValue(i)
+	default:
+		return func(s *evalState) (celgo.Value, bool) {
+			v, ok := s.ResolveName(name)
+			if !ok {
+				return celgo.Value{}, false
 			}
+			return celgo.Of(v)
 		}
-	}
-	return func(s *evalState) (celgo.Value, bool) {
-		v, ok := s.ResolveName(name)
-		if !ok {
-			return celgo.Value{}, false
-		}
-		return celgo.Of(v)
 	}
 }
 

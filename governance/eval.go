@@ -22,12 +22,13 @@ import (
 // evalState is what expressions see of one event: a concrete cel.Activation,
 // reused from event to event. Not safe for concurrent use.
 type evalState struct {
-	event eventVal
-	raw   []byte // data as received
-	json  bool   // the data are JSON, as the content type says
-	point types.String
-	now   types.Timestamp
-	pure  bool // now and point are not available
+	event      eventVal
+	attributes [maxAttributes]celgo.Value // of event, by field; Absent: not read yet
+	raw        []byte                     // data as received
+	json       bool                       // the data are JSON, as the content type says
+	point      types.String
+	now        types.Timestamp
+	pure       bool // now and point are not available
 
 	ctx      context.Context
 	deadline time.Duration // of all tracked expressions of the event; 0: none
@@ -70,6 +71,7 @@ var statePool = sync.Pool{New: func() any { return &evalState{} }}
 // reset prepares the state for one event. c must stay unchanged until release.
 func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source string, ext attributes, data []byte, limits Limits) {
 	s.event = eventVal{ctx: c, source: source, ext: ext}
+	clear(s.attributes[:])
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
 	s.decoded, s.boxed, s.failed, s.decodeOf = celgo.Value{}, nil, nil, nil
@@ -130,22 +132,28 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 	return v, ok
 }
 
-// dataValue decodes the event's data on first use.
-func (s *evalState) dataValue() (celgo.Value, bool) {
+// maxAttributes is how many fields eventType has.
+const maxAttributes = 9
+
+// dataValue decodes the event's data on first use; nil if that failed.
+func (s *evalState) dataValue() *celgo.Value {
 	if s.decodeOf != s.dataType {
 		s.decoded, s.failed = s.decode()
 		s.boxed, s.decodeOf = nil, s.dataType
 	}
-	return s.decoded, s.failed == nil
+	if s.failed != nil {
+		return nil
+	}
+	return &s.decoded
 }
 
 // data returns the data as cel-go takes them. An error is itself the value, as
 // cel-go expects of lazy values.
 func (s *evalState) data() any {
-	v, ok := s.dataValue()
+	v := s.dataValue()
 	switch {
 	case s.boxed != nil:
-	case ok:
+	case v != nil:
 		s.boxed = v.Boxed()
 	default:
 		s.boxed = types.WrapErr(s.failed)
@@ -168,20 +176,20 @@ func (s *evalState) decode() (v celgo.Value, err error) {
 	return decodeData(s.raw, s.dataType, &s.slab)
 }
 
-// variableValue evaluates a variable on first use.
-func (s *evalState) variableValue(i int) (celgo.Value, bool) {
+// variableValue evaluates a variable on first use; nil if it has no value.
+func (s *evalState) variableValue(i int) *celgo.Value {
 	v := &s.values[i]
-	if v.known {
-		return v.value, true
-	}
 	if prg := s.vars[i].prg; prg.fast != nil && !v.tried {
 		v.tried = true
-		if v.value, v.known = prg.fast.Eval(s); v.known {
-			return v.value, true
-		}
+		v.value, v.known = prg.fast.Eval(s)
 	}
-	v.value, v.known = celgo.Of(s.variable(i))
-	return v.value, v.known
+	if !v.known {
+		v.value, v.known = celgo.Of(s.variable(i))
+	}
+	if !v.known {
+		return nil
+	}
+	return &v.value
 }
 
 // variable returns a variable's value, or its error, as cel-go takes it.

@@ -19,8 +19,16 @@ var ErrUnsupported = errors.New("not compiled to closures")
 // Scope says how closures read what expressions name. S is what they are given at
 // evaluation, such as a pointer to the state of one event.
 type Scope[S any] interface {
-	// Ident returns how to read a variable; nil leaves expressions that name it to
-	// cel-go. ok is false where the variable has an error or no value.
+	// Path returns how to find the value of a variable, or of a field that is
+	// reached from it through structs; nil where it has no place in memory. The
+	// closure returns nil for what is cel-go's to find, such as an error. What
+	// it points to must not change while an expression is evaluated. A field that is
+	// not set is Absent, or whatever plain access to it gives. If fields[i]
+	// is not set and i >= from, the result must be Absent, also when more fields
+	// follow; if i < from and more fields follow, nil.
+	Path(name string, fields []string, from int) func(s S) *Value
+	// Ident returns how to read a variable that has no place in memory; nil leaves
+	// expressions that name it to cel-go. ok is false for what is cel-go's to find.
 	Ident(name string) func(s S) (v Value, ok bool)
 	// Field returns how to read a field of a struct type by the type's CEL name;
 	// nil as above.
@@ -35,7 +43,7 @@ type FieldFunc func(x any) (v Value, set, ok bool)
 // Program is a compiled expression. Safe for concurrent use.
 type Program[S any] struct {
 	test  boolFunc[S] // of an expression of type bool; otherwise nil
-	value valueFunc[S]
+	value operand[S]
 }
 
 // Bool evaluates an expression of type bool. Without ok the result is cel-go's to
@@ -44,23 +52,75 @@ func (p *Program[S]) Bool(s S) (v, ok bool) {
 	if p.test != nil {
 		return p.test(s)
 	}
-	return asBool(p.value(s))
+	return asBool(p.value.get(s))
 }
 
 // Eval evaluates an expression. Without ok the result is cel-go's to find, which may
 // be an error. The value is never Absent.
 func (p *Program[S]) Eval(s S) (v Value, ok bool) {
-	if p.value != nil {
-		return p.value(s)
+	if p.test == nil {
+		return p.value.get(s)
 	}
 	b, ok := p.test(s)
 	return OfBool(b), ok
 }
 
-type (
-	boolFunc[S any]  func(s S) (v, ok bool)
-	valueFunc[S any] func(s S) (v Value, ok bool)
-)
+type boolFunc[S any] func(s S) (v, ok bool)
+
+// operand is a compiled expression of any type but an optional one: a literal, a
+// place in memory, or a computation. Values are seven words, which is why they are
+// passed by pointer wherever they lie somewhere already.
+type operand[S any] struct {
+	literal *Value
+	place   func(s S) *Value
+	compute func(s S) (v Value, ok bool)
+}
+
+// load returns the operand's value, in tmp if it lies nowhere else; nil if it is
+// cel-go's to find.
+func (o *operand[S]) load(s S, tmp *Value) *Value {
+	switch {
+	case o.place != nil:
+		if v := o.place(s); v != nil && v.kind != Absent {
+			return v
+		}
+		return nil
+	case o.literal != nil:
+		return o.literal
+	default:
+		var ok bool
+		if *tmp, ok = o.compute(s); !ok || tmp.kind == Absent {
+			return nil
+		}
+		return tmp
+	}
+}
+
+// get is load by value.
+func (o *operand[S]) get(s S) (Value, bool) {
+	var tmp Value
+	if v := o.load(s, &tmp); v != nil {
+		return *v, true
+	}
+	return Value{}, false
+}
+
+// optional is the value of an optional, Absent for optional.none().
+func (o *operand[S]) optional(s S) (Value, bool) {
+	switch {
+	case o.place != nil:
+		if v := o.place(s); v != nil {
+			return *v, true
+		}
+		return Value{}, false
+	case o.literal != nil:
+		return *o.literal, true
+	default:
+		return o.compute(s)
+	}
+}
+
+func computed[S any](f func(s S) (Value, bool)) operand[S] { return operand[S]{compute: f} }
 
 func asBool(v Value, ok bool) (bool, bool) { return v.isTrue(), ok && v.kind == Bool }
 
@@ -105,9 +165,9 @@ func (c *compilation[S]) unsupported(format string, args ...any) {
 	}
 }
 
-func (c *compilation[S]) giveUp(format string, args ...any) valueFunc[S] {
+func (c *compilation[S]) giveUp(format string, args ...any) operand[S] {
 	c.unsupported(format, args...)
-	return func(S) (Value, bool) { return Value{}, false }
+	return computed(func(S) (Value, bool) { return Value{}, false })
 }
 
 // callOf returns the function and operands, the target first.
@@ -130,7 +190,14 @@ func (c *compilation[S]) bool(e ast.Expr) boolFunc[S] {
 		return f
 	}
 	f := c.value(e)
-	return func(s S) (bool, bool) { return asBool(f(s)) }
+	return func(s S) (bool, bool) {
+		var tmp Value
+		v := f.load(s, &tmp)
+		if v == nil || v.kind != Bool {
+			return false, false
+		}
+		return v.isTrue(), true
+	}
 }
 
 // test compiles the operators and functions that give a bool; nil for all else.
@@ -172,7 +239,7 @@ func (c *compilation[S]) test(e ast.Expr) boolFunc[S] {
 		return c.matches(args[0], args[1])
 	case name == "hasValue" && len(args) == 1 && c.isOptional(args[0]):
 		f := c.optional(args[0])
-		return func(s S) (bool, bool) { v, ok := f(s); return v.kind != Absent, ok }
+		return func(s S) (bool, bool) { v, ok := f.optional(s); return v.kind != Absent, ok }
 	default:
 		return nil
 	}
@@ -225,17 +292,38 @@ func (c *compilation[S]) equality(a, b ast.Expr, not bool) boolFunc[S] {
 		c.unsupported("a comparison of optionals")
 	}
 	x, y := c.value(a), c.value(b)
+	if x.place != nil && y.literal != nil && y.literal.kind == String {
+		return equalsText(x.place, y.literal.str, not)
+	}
 	return func(s S) (bool, bool) {
-		v, ok := x(s)
-		if !ok {
+		var t, u Value
+		v := x.load(s, &t)
+		if v == nil {
 			return false, false
 		}
-		w, ok := y(s)
-		if !ok {
+		w := y.load(s, &u)
+		if w == nil {
 			return false, false
 		}
 		eq, ok := equal(v, w)
 		return eq != not, ok
+	}
+}
+
+// equalsText is the most frequent comparison of all.
+func equalsText[S any](x func(S) *Value, text string, not bool) boolFunc[S] {
+	literal := OfString(text)
+	return func(s S) (bool, bool) {
+		v := x(s)
+		switch {
+		case v == nil:
+			return false, false
+		case v.kind == String:
+			return (v.str == text) != not, true
+		default:
+			eq, ok := equal(v, &literal)
+			return eq != not, ok
+		}
 	}
 }
 
@@ -250,26 +338,40 @@ func isOrder(name string) bool {
 
 func (c *compilation[S]) order(name string, a, b ast.Expr) boolFunc[S] {
 	x, y := c.value(a), c.value(b)
-	both := func(s S) (int, bool) {
-		v, ok := x(s)
-		if !ok {
-			return 0, false
-		}
-		w, ok := y(s)
-		if !ok {
-			return 0, false
-		}
-		return compare(v, w)
-	}
+	var want [4]bool // by the order from less to greater, and false for none
 	switch name {
 	case operators.Less:
-		return func(s S) (bool, bool) { o, ok := both(s); return o < 0, ok }
+		want = [4]bool{true, false, false}
 	case operators.LessEquals:
-		return func(s S) (bool, bool) { o, ok := both(s); return o <= 0, ok }
+		want = [4]bool{true, true, false}
 	case operators.Greater:
-		return func(s S) (bool, bool) { o, ok := both(s); return o > 0, ok }
+		want = [4]bool{false, false, true}
 	default:
-		return func(s S) (bool, bool) { o, ok := both(s); return o >= 0, ok }
+		want = [4]bool{false, true, true}
+	}
+	if x.place != nil && y.literal != nil {
+		literal := y.literal
+		return func(s S) (bool, bool) {
+			v := x.place(s)
+			if v == nil {
+				return false, false
+			}
+			o, ok := compare(v, literal)
+			return want[o+1], ok
+		}
+	}
+	return func(s S) (bool, bool) {
+		var t, u Value
+		v := x.load(s, &t)
+		if v == nil {
+			return false, false
+		}
+		w := y.load(s, &u)
+		if w == nil {
+			return false, false
+		}
+		o, ok := compare(v, w)
+		return want[o+1], ok
 	}
 }
 
@@ -278,9 +380,13 @@ func (c *compilation[S]) in(elem, list ast.Expr) boolFunc[S] {
 	x := c.value(elem)
 	if list.Kind() == ast.ListKind {
 		set := c.literalSet(list.AsList())
+		if list.AsList().Size() == 0 { // cel-go does not evaluate the element then
+			return func(S) (bool, bool) { return false, true }
+		}
 		return func(s S) (bool, bool) {
-			v, ok := x(s)
-			if !ok {
+			var t Value
+			v := x.load(s, &t)
+			if v == nil {
 				return false, false
 			}
 			return set.has(v)
@@ -288,12 +394,13 @@ func (c *compilation[S]) in(elem, list ast.Expr) boolFunc[S] {
 	}
 	f := c.value(list)
 	return func(s S) (bool, bool) {
-		v, ok := x(s)
-		if !ok {
+		var t, u Value
+		v := x.load(s, &t)
+		if v == nil {
 			return false, false
 		}
-		in, ok := f(s)
-		if !ok {
+		in := f.load(s, &u)
+		if in == nil {
 			return false, false
 		}
 		return member(v, in)
@@ -301,7 +408,7 @@ func (c *compilation[S]) in(elem, list ast.Expr) boolFunc[S] {
 }
 
 // member reports whether a list has an element that equals v, or a map a key.
-func member(v Value, in Value) (found, ok bool) {
+func member(v, in *Value) (found, ok bool) {
 	switch in := in.Ref().(type) {
 	case []any:
 		if v.kind == Absent || v.kind == Other {
@@ -312,7 +419,7 @@ func member(v Value, in Value) (found, ok bool) {
 			if !ok {
 				return false, false
 			}
-			eq, ok := equal(v, w)
+			eq, ok := equal(v, &w)
 			if !ok {
 				return false, false
 			}
@@ -322,10 +429,12 @@ func member(v Value, in Value) (found, ok bool) {
 		}
 		return false, true
 	case map[string]any:
-		if v.kind != String {
+		if v.kind == Absent || v.kind == Other {
 			return false, false
 		}
-		_, found = in[v.str]
+		if v.kind == String {
+			_, found = in[v.str]
+		}
 		return found, true
 	default:
 		return false, false
@@ -397,7 +506,7 @@ func (set *literals) add(v Value) bool {
 	return true
 }
 
-func (set *literals) has(v Value) (found, ok bool) {
+func (set *literals) has(v *Value) (found, ok bool) {
 	switch v.kind {
 	case String:
 		return among(set.strings, v.str), true
@@ -435,12 +544,13 @@ func (c *compilation[S]) stringTest(name string, a, b ast.Expr) boolFunc[S] {
 	}
 	x, y := c.value(a), c.value(b)
 	return func(s S) (bool, bool) {
-		v, ok := x(s)
-		if !ok || v.kind != String {
+		var t, u Value
+		v := x.load(s, &t)
+		if v == nil || v.kind != String {
 			return false, false
 		}
-		w, ok := y(s)
-		if !ok || w.kind != String {
+		w := y.load(s, &u)
+		if w == nil || w.kind != String {
 			return false, false
 		}
 		return test(v.str, w.str), true
@@ -458,8 +568,9 @@ func (c *compilation[S]) matches(text, pattern ast.Expr) boolFunc[S] {
 		c.unsupported("a malformed pattern")
 	}
 	return func(s S) (bool, bool) {
-		v, ok := x(s)
-		if !ok || v.kind != String {
+		var t Value
+		v := x.load(s, &t)
+		if v == nil || v.kind != String {
 			return false, false
 		}
 		return re.MatchString(v.str), true
@@ -482,7 +593,7 @@ func literalString(e ast.Expr) (string, bool) {
 }
 
 // value compiles an expression that is not optional.
-func (c *compilation[S]) value(e ast.Expr) valueFunc[S] {
+func (c *compilation[S]) value(e ast.Expr) operand[S] {
 	if c.isOptional(e) {
 		return c.giveUp("an optional where a value is wanted")
 	}
@@ -492,19 +603,21 @@ func (c *compilation[S]) value(e ast.Expr) valueFunc[S] {
 		if !ok || v.kind == Other {
 			return c.giveUp("a literal of type %s", e.AsLiteral().Type().TypeName())
 		}
-		return func(S) (Value, bool) { return v, true }
+		return operand[S]{literal: &v}
 	case ast.IdentKind:
+		if f := c.scope.Path(e.AsIdent(), nil, 0); f != nil {
+			return operand[S]{place: f}
+		}
 		if f := c.scope.Ident(e.AsIdent()); f != nil {
-			return f
+			return computed(f)
 		}
 		return c.giveUp("the variable %s", e.AsIdent())
 	case ast.SelectKind:
-		sel := e.AsSelect()
-		if sel.IsTestOnly() {
+		if e.AsSelect().IsTestOnly() {
 			f := c.has(e)
-			return func(s S) (Value, bool) { v, ok := f(s); return OfBool(v), ok }
+			return computed(func(s S) (Value, bool) { v, ok := f(s); return OfBool(v), ok })
 		}
-		return c.require(c.selection(sel.Operand(), sel.FieldName(), false))
+		return c.selection(e)
 	case ast.CallKind:
 		return c.call(e)
 	default:
@@ -512,15 +625,7 @@ func (c *compilation[S]) value(e ast.Expr) valueFunc[S] {
 	}
 }
 
-// require makes an absent value cel-go's, which has the error for it.
-func (c *compilation[S]) require(f valueFunc[S]) valueFunc[S] {
-	return func(s S) (Value, bool) {
-		v, ok := f(s)
-		return v, ok && v.kind != Absent
-	}
-}
-
-func (c *compilation[S]) call(e ast.Expr) valueFunc[S] {
+func (c *compilation[S]) call(e ast.Expr) operand[S] {
 	name, args := callOf(e)
 	switch {
 	case len(args) == 2 && arithmeticOf(name) != 0:
@@ -529,30 +634,30 @@ func (c *compilation[S]) call(e ast.Expr) valueFunc[S] {
 		return c.unary(negate, args[0])
 	case name == operators.Conditional && len(args) == 3:
 		test, yes, no := c.bool(args[0]), c.value(args[1]), c.value(args[2])
-		return func(s S) (Value, bool) {
+		return computed(func(s S) (Value, bool) {
 			v, ok := test(s)
 			switch {
 			case !ok:
 				return Value{}, false
 			case v:
-				return yes(s)
+				return yes.get(s)
 			default:
-				return no(s)
+				return no.get(s)
 			}
-		}
+		})
 	case name == operators.Index && len(args) == 2:
-		return c.require(c.index(args[0], args[1], false))
+		return c.selection(e)
 	case name == "orValue" && len(args) == 2 && c.isOptional(args[0]):
 		f, or := c.optional(args[0]), c.value(args[1])
-		return func(s S) (Value, bool) {
-			v, ok := f(s)
+		return computed(func(s S) (Value, bool) {
+			v, ok := f.optional(s)
 			if ok && v.kind == Absent {
-				return or(s)
+				return or.get(s)
 			}
 			return v, ok
-		}
+		})
 	case name == "value" && len(args) == 1 && c.isOptional(args[0]):
-		return c.require(c.optional(args[0]))
+		return c.optional(args[0])
 	case name == "size" && len(args) == 1:
 		return c.unary(size, args[0])
 	case name == "int" && len(args) == 1:
@@ -569,7 +674,7 @@ func (c *compilation[S]) call(e ast.Expr) valueFunc[S] {
 		return c.value(args[0])
 	default:
 		if f := c.test(e); f != nil {
-			return func(s S) (Value, bool) { v, ok := f(s); return OfBool(v), ok }
+			return computed(func(s S) (Value, bool) { v, ok := f(s); return OfBool(v), ok })
 		}
 		return c.giveUp("the function %s", name)
 	}
@@ -592,35 +697,36 @@ func arithmeticOf(name string) byte {
 	}
 }
 
-func (c *compilation[S]) arithmetic(op byte, a, b ast.Expr) valueFunc[S] {
+func (c *compilation[S]) arithmetic(op byte, a, b ast.Expr) operand[S] {
 	switch c.typeOf(a).Kind() {
 	case types.StringKind, types.BytesKind, types.ListKind:
 		return c.giveUp("a join")
 	default:
 	}
 	x, y := c.value(a), c.value(b)
-	return func(s S) (Value, bool) {
-		v, ok := x(s)
-		if !ok {
+	return computed(func(s S) (Value, bool) {
+		var t, u Value
+		v := x.load(s, &t)
+		if v == nil {
 			return Value{}, false
 		}
-		w, ok := y(s)
-		if !ok {
+		w := y.load(s, &u)
+		if w == nil {
 			return Value{}, false
 		}
 		return arithmetic(op, v, w)
-	}
+	})
 }
 
-func (c *compilation[S]) unary(f func(Value) (Value, bool), arg ast.Expr) valueFunc[S] {
+func (c *compilation[S]) unary(f func(Value) (Value, bool), arg ast.Expr) operand[S] {
 	x := c.value(arg)
-	return func(s S) (Value, bool) {
-		v, ok := x(s)
+	return computed(func(s S) (Value, bool) {
+		v, ok := x.get(s)
 		if !ok {
 			return Value{}, false
 		}
 		return f(v)
-	}
+	})
 }
 
 // size is a string's length in code points, and a list's or map's in elements.
@@ -639,7 +745,7 @@ func size(v Value) (Value, bool) {
 }
 
 // constant compiles duration() and timestamp() of a literal.
-func (c *compilation[S]) constant(arg ast.Expr, t *types.Type) valueFunc[S] {
+func (c *compilation[S]) constant(arg ast.Expr, t *types.Type) operand[S] {
 	s, ok := literalString(arg)
 	if !ok {
 		return c.giveUp("%s() of other than a literal string", t)
@@ -648,5 +754,5 @@ func (c *compilation[S]) constant(arg ast.Expr, t *types.Type) valueFunc[S] {
 	if !ok {
 		return c.giveUp("a malformed %s", t)
 	}
-	return func(S) (Value, bool) { return v, true }
+	return operand[S]{literal: &v}
 }

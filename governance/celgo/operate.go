@@ -7,7 +7,7 @@ import (
 
 // equal is CEL's heterogeneous equality; known is false for values that only
 // cel-go can compare.
-func equal(a, b Value) (eq, known bool) {
+func equal(a, b *Value) (eq, known bool) {
 	if a.kind == b.kind {
 		switch a.kind {
 		case String:
@@ -28,14 +28,13 @@ func equal(a, b Value) (eq, known bool) {
 		return false, a.kind != Absent && b.kind != Absent
 	}
 	if isNumber(a.kind) && isNumber(b.kind) {
-		c, ordered := compareNumbers(a, b)
-		return ordered && c == 0, true
+		return compareNumbers(a, b) == 0, true
 	}
 	return false, plain(a) && plain(b)
 }
 
 // plain reports whether a value equals none of another kind, numbers apart.
-func plain(v Value) bool {
+func plain(v *Value) bool {
 	switch v.kind {
 	case Absent:
 		return false
@@ -53,18 +52,21 @@ func plain(v Value) bool {
 
 func isNumber(k Kind) bool { return k == Int || k == Uint || k == Double }
 
-// compare orders two values; ok is false where CEL has an error: NaN, and kinds
-// that do not compare.
-func compare(a, b Value) (c int, ok bool) {
+// unordered is what compare gives beside NaN, which is in no order to any number.
+const unordered = 2
+
+// compare orders two values; ok is false where CEL has an error: kinds that do not
+// compare.
+func compare(a, b *Value) (c int, ok bool) {
 	if a.kind != b.kind {
 		if isNumber(a.kind) && isNumber(b.kind) {
-			return compareNumbers(a, b)
+			return compareNumbers(a, b), true
 		}
 		return 0, false
 	}
 	switch a.kind {
 	case Double:
-		return compareNumbers(a, b)
+		return compareNumbers(a, b), true
 	case Int, Duration:
 		return order(a.int(), b.int()), true
 	case Uint, Bool:
@@ -94,61 +96,52 @@ func order[T int32 | int64 | uint64 | float64 | string](a, b T) int {
 }
 
 // compareNumbers orders numbers of any two kinds as cel-go does: an integer
-// beside a double becomes a double unless that is beyond all integers. ok is
-// false for NaN.
-func compareNumbers(a, b Value) (c int, ok bool) {
+// beside a double becomes a double unless that is beyond all integers.
+func compareNumbers(a, b *Value) int {
 	switch {
 	case a.kind == Double && b.kind == Double:
 		x, y := a.double(), b.double()
-		return order(x, y), x == x && y == y
+		if x != x || y != y {
+			return unordered
+		}
+		return order(x, y)
 	case a.kind == Double:
 		return compareDouble(a.double(), b)
 	case b.kind == Double:
-		c, ok = compareDouble(b.double(), a)
-		return -c, ok
-	case a.kind == b.kind && a.kind == Int:
-		return order(a.int(), b.int()), true
-	case a.kind == b.kind:
-		return order(a.num, b.num), true
-	case a.kind == Int:
-		if a.int() < 0 {
-			return -1, true
+		if c := compareDouble(b.double(), a); c != unordered {
+			return -c
 		}
-		return order(a.num, b.num), true
+		return unordered
+	case a.kind == Int && b.kind == Int:
+		return order(a.int(), b.int())
+	case a.kind == Int && a.int() < 0:
+		return -1
+	case b.kind == Int && b.int() < 0:
+		return 1
 	default:
-		if b.int() < 0 {
-			return 1, true
-		}
-		return order(a.num, b.num), true
+		return order(a.num, b.num)
 	}
 }
 
-func compareDouble(d float64, n Value) (c int, ok bool) {
-	if math.IsNaN(d) {
-		return 0, false
-	}
-	if n.kind == Int {
-		switch {
-		case d < math.MinInt64:
-			return -1, true
-		case d > math.MaxInt64:
-			return 1, true
-		}
-		return order(d, float64(n.int())), true
-	}
+func compareDouble(d float64, n *Value) int {
 	switch {
-	case d < 0:
-		return -1, true
-	case d > math.MaxUint64:
-		return 1, true
+	case math.IsNaN(d):
+		return unordered
+	case n.kind == Int && d < math.MinInt64, n.kind == Uint && d < 0:
+		return -1
+	case n.kind == Int && d > math.MaxInt64, n.kind == Uint && d > math.MaxUint64:
+		return 1
+	case n.kind == Int:
+		return order(d, float64(n.int()))
+	default:
+		return order(d, float64(n.num))
 	}
-	return order(d, float64(n.num)), true
 }
 
 // arithmetic applies an operator; ok is false where CEL has an error (overflow,
 // division by zero, kinds that do not go together) and for joins, which allocate
 // and are left to cel-go.
-func arithmetic(op byte, a, b Value) (v Value, ok bool) {
+func arithmetic(op byte, a, b *Value) (v Value, ok bool) {
 	switch {
 	case a.kind == Double && b.kind == Double:
 		x, y := a.double(), b.double()
@@ -233,7 +226,7 @@ const (
 	maxUnixTime = 253402300799
 )
 
-func timeArithmetic(op byte, a, b Value) (v Value, ok bool) {
+func timeArithmetic(op byte, a, b *Value) (v Value, ok bool) {
 	switch {
 	case a.kind == Duration && b.kind == Duration && (op == '+' || op == '-'):
 		n, ok := intArithmetic(op, a.int(), b.int())
@@ -244,14 +237,14 @@ func timeArithmetic(op byte, a, b Value) (v Value, ok bool) {
 		nsec, ok3 := intArithmetic('+', nsec, int64(a.nsec)-int64(b.nsec))
 		return OfDuration(time.Duration(nsec)), ok1 && ok2 && ok3
 	case a.kind == Timestamp && b.kind == Duration && op == '+':
-		return shift(a, b.int())
+		return shift(*a, b.int())
 	case a.kind == Duration && b.kind == Timestamp && op == '+':
-		return shift(b, a.int())
+		return shift(*b, a.int())
 	case a.kind == Timestamp && b.kind == Duration && op == '-':
 		if b.int() == math.MinInt64 {
 			return Value{}, false
 		}
-		return shift(a, -b.int())
+		return shift(*a, -b.int())
 	default:
 		return Value{}, false
 	}

@@ -1,6 +1,8 @@
 package celgo
 
 import (
+	"slices"
+
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
@@ -9,121 +11,174 @@ import (
 
 // optional compiles an expression of an optional type: Absent stands for
 // optional.none(), any other value for an optional that has it.
-func (c *compilation[S]) optional(e ast.Expr) valueFunc[S] {
-	if e.Kind() == ast.SelectKind && !e.AsSelect().IsTestOnly() {
-		return c.selection(e.AsSelect().Operand(), e.AsSelect().FieldName(), true)
-	}
+func (c *compilation[S]) optional(e ast.Expr) operand[S] {
 	name, args := callOf(e)
 	switch {
-	case name == operators.OptSelect && len(args) == 2:
-		if field, ok := literalString(args[1]); ok {
-			return c.selection(args[0], field, true)
-		}
-	case (name == operators.OptIndex || name == operators.Index) && len(args) == 2:
-		return c.index(args[0], args[1], true)
+	case e.Kind() == ast.SelectKind && !e.AsSelect().IsTestOnly(),
+		(name == operators.OptSelect || name == operators.OptIndex || name == operators.Index) && len(args) == 2:
+		return c.selection(e)
 	case name == "or" && len(args) == 2 && c.isOptional(args[0]) && c.isOptional(args[1]):
 		f, or := c.optional(args[0]), c.optional(args[1])
-		return func(s S) (Value, bool) {
-			v, ok := f(s)
+		return computed(func(s S) (Value, bool) {
+			v, ok := f.optional(s)
 			if ok && v.kind == Absent {
-				return or(s)
+				return or.optional(s)
 			}
 			return v, ok
-		}
-	}
-	return c.giveUp("an optional of another kind than a selection")
-}
-
-// operand compiles what a field or an element is taken of. Of an optional, the
-// result may be Absent, and so is then all that is taken of it.
-func (c *compilation[S]) operand(e ast.Expr, optional bool) (f valueFunc[S], t *types.Type) {
-	t = c.typeOf(e)
-	if isOptionalType(t) {
-		if !optional || len(t.Parameters()) != 1 {
-			return c.giveUp("an optional where a value is wanted"), t
-		}
-		return c.optional(e), t.Parameters()[0]
-	}
-	return c.value(e), t
-}
-
-// selection compiles the access to a field by its name. The result is Absent where
-// the field is not set; if the access is optional, also where what it is taken
-// of has no fields at all.
-func (c *compilation[S]) selection(of ast.Expr, field string, optional bool) valueFunc[S] {
-	f, t := c.operand(of, optional)
-	switch t.Kind() {
-	case types.StructKind:
-		get := c.scope.Field(t.TypeName(), field)
-		if get == nil {
-			return c.giveUp("the field %s of %s", field, t.TypeName())
-		}
-		return func(s S) (Value, bool) {
-			v, ok := f(s)
-			if !ok || v.kind == Absent {
-				return v, ok
-			}
-			v, set, ok := get(v.Ref())
-			if optional && !set {
-				return Value{}, ok
-			}
-			return v, ok
-		}
-	case types.MapKind, types.DynKind:
-		key := OfString(field)
-		return func(s S) (Value, bool) {
-			v, ok := f(s)
-			if !ok || v.kind == Absent {
-				return v, ok
-			}
-			return element(v, key, optional)
-		}
+		})
 	default:
-		return c.giveUp("a field of %s", t)
+		return c.giveUp("an optional of another kind than a selection")
 	}
+}
+
+// step is one access to a field or an element.
+type step[S any] struct {
+	field    string     // of a struct or a map; "" with key
+	get      FieldFunc  // of a struct
+	key      operand[S] // of a map or list
+	of       *types.Type
+	keyed    bool
+	optional bool // what is not there is Absent, and so is all that is taken of it
 }
 
 // has compiles a test for a field.
 func (c *compilation[S]) has(e ast.Expr) boolFunc[S] {
-	sel := e.AsSelect()
-	f := c.selection(sel.Operand(), sel.FieldName(), true)
-	if c.isOptional(sel.Operand()) {
+	if c.isOptional(e.AsSelect().Operand()) {
 		c.unsupported("has() of an optional")
 	}
+	f := c.selection(e)
 	return func(s S) (bool, bool) {
-		v, ok := f(s)
+		v, ok := f.optional(s)
 		return v.kind != Absent, ok
 	}
 }
 
-// index compiles the access to an element by a literal, or by a string key.
-func (c *compilation[S]) index(of, key ast.Expr, optional bool) valueFunc[S] {
-	f, t := c.operand(of, optional)
-	switch t.Kind() {
-	case types.MapKind, types.ListKind, types.DynKind:
-	default:
-		return c.giveUp("an element of %s", t)
+// selection compiles a chain of accesses to fields and elements. Those by the names
+// of struct fields from a variable on are the scope's to make one of.
+func (c *compilation[S]) selection(e ast.Expr) operand[S] {
+	root, steps := c.chain(e, nil)
+	if c.err != nil {
+		return c.giveUp("a selection")
 	}
-	if key.Kind() != ast.LiteralKind && c.typeOf(key).Kind() != types.StringKind {
-		return c.giveUp("an index that is no literal")
-	}
-	k := c.value(key)
-	return func(s S) (Value, bool) {
-		v, ok := f(s)
-		if !ok || v.kind == Absent {
-			return v, ok
+	var base operand[S]
+	lenient := false // what the first of the remaining steps is taken of may be Absent
+	if root.Kind() == ast.IdentKind {
+		var fields []string
+		for _, st := range steps {
+			if st.keyed || st.of.Kind() != types.StructKind {
+				break
+			}
+			fields = append(fields, st.field)
 		}
-		i, ok := k(s)
+		from := slices.IndexFunc(steps, func(st step[S]) bool { return st.optional })
+		if from < 0 || from > len(fields) {
+			from = len(fields)
+		}
+		if place := c.scope.Path(root.AsIdent(), fields, from); place != nil && len(fields) > 0 {
+			base.place, steps, lenient = place, steps[len(fields):], from < len(fields)
+			if len(steps) == 0 {
+				return base
+			}
+		}
+	}
+	if base.place == nil {
+		base = c.value(root)
+	}
+	for i := range steps {
+		if st := &steps[i]; !st.keyed && st.of.Kind() == types.StructKind {
+			if st.get = c.scope.Field(st.of.TypeName(), st.field); st.get == nil {
+				return c.giveUp("the field %s of %s", st.field, st.of.TypeName())
+			}
+		}
+	}
+	if len(steps) == 1 && steps[0].get == nil && steps[0].key.literal != nil {
+		key, optional := steps[0].key.literal, steps[0].optional
+		return computed(func(s S) (Value, bool) {
+			v, ok := base.optional(s)
+			if !ok || v.kind == Absent {
+				return Value{}, ok && lenient
+			}
+			return element(&v, key, optional)
+		})
+	}
+	return computed(func(s S) (Value, bool) {
+		v, ok := base.optional(s)
+		mayLack := lenient
+		for i := range steps {
+			st := &steps[i]
+			switch {
+			case !ok:
+				return Value{}, false
+			case v.kind == Absent:
+				return v, mayLack
+			case st.get != nil:
+				var set bool
+				if v, set, ok = st.get(v.Ref()); st.optional && !set {
+					v = Value{}
+				}
+			default:
+				var t Value
+				key := st.key.load(s, &t)
+				if key == nil {
+					return Value{}, false
+				}
+				v, ok = element(&v, key, st.optional)
+			}
+			mayLack = st.optional
+		}
+		return v, ok
+	})
+}
+
+// chain takes a selection apart: what it is taken of, and its steps from there.
+// Once one is optional, so are all that follow it.
+func (c *compilation[S]) chain(e ast.Expr, steps []step[S]) (root ast.Expr, all []step[S]) {
+	st := step[S]{}
+	var of ast.Expr
+	name, args := callOf(e)
+	switch {
+	case e.Kind() == ast.SelectKind:
+		sel := e.AsSelect()
+		of, st.field, st.optional = sel.Operand(), sel.FieldName(), sel.IsTestOnly()
+	case name == operators.OptSelect && len(args) == 2:
+		field, ok := literalString(args[1])
 		if !ok {
-			return Value{}, false
+			c.unsupported("a computed field name")
 		}
-		return element(v, i, optional)
+		of, st.field, st.optional = args[0], field, true
+	case (name == operators.Index || name == operators.OptIndex) && len(args) == 2:
+		of, st.keyed, st.optional = args[0], true, name == operators.OptIndex
+		if args[1].Kind() != ast.LiteralKind && c.typeOf(args[1]).Kind() != types.StringKind {
+			c.unsupported("an index that is no literal")
+		}
+		st.key = c.value(args[1])
+	default:
+		slices.Reverse(steps)
+		return e, steps
 	}
+	st.of = c.typeOf(of)
+	if isOptionalType(st.of) && len(st.of.Parameters()) == 1 {
+		st.of, st.optional = st.of.Parameters()[0], true
+	}
+	switch k := st.of.Kind(); {
+	case k == types.MapKind, k == types.DynKind, k == types.ListKind && st.keyed:
+		if !st.keyed {
+			name := OfString(st.field)
+			st.key, st.keyed = operand[S]{literal: &name}, true
+		}
+	case k == types.StructKind && !st.keyed:
+	default:
+		c.unsupported("a part of %s", st.of)
+	}
+	if e.Kind() == ast.SelectKind && e.AsSelect().IsTestOnly() && len(steps) > 0 {
+		c.unsupported("a part of has()")
+	}
+	return c.chain(of, append(steps, st))
 }
 
 // element takes an element of a map or list; Absent if there is none, and by
 // optional access of a scalar.
-func element(of, key Value, optional bool) (Value, bool) {
+func element(of, key *Value, optional bool) (Value, bool) {
 	if of.kind != Other {
 		return Value{}, optional
 	}

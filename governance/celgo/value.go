@@ -92,11 +92,11 @@ func OfTimestamp(t time.Time) Value {
 // ref.Val.
 func OfOther(x any) Value { return Value{kind: Other, ref: x} }
 
-func (v Value) int() int64      { return int64(v.num) }
-func (v Value) double() float64 { return math.Float64frombits(v.num) }
-func (v Value) isTrue() bool    { return v.num != 0 }
+func (v *Value) int() int64      { return int64(v.num) }
+func (v *Value) double() float64 { return math.Float64frombits(v.num) }
+func (v *Value) isTrue() bool    { return v.num != 0 }
 
-func (v Value) time() time.Time {
+func (v *Value) time() time.Time {
 	t := time.Unix(int64(v.num), int64(v.nsec))
 	if loc, ok := v.ref.(*time.Location); ok {
 		return t.In(loc)
