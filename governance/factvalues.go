@@ -34,10 +34,13 @@ var (
 	factTable = &typeTable{prefix: factPrefix, byGo: map[reflect.Type]*dataType{}, byName: map[string]*dataType{}}
 	factTypes = [facts]*dataType{ //nolint:gochecknoglobals // never changed once made
 		factTable.of(reflect.TypeFor[Batch]()), factTable.of(reflect.TypeFor[Dataset]()), factTable.of(reflect.TypeFor[Model]()),
-		factTable.of(reflect.TypeFor[Model]()), factTable.of(reflect.TypeFor[Run]()), factTable.of(reflect.TypeFor[Actor]()),
+		factTable.of(reflect.TypeFor[champion]()), factTable.of(reflect.TypeFor[Run]()), factTable.of(reflect.TypeFor[Actor]()),
 		factTable.of(reflect.TypeFor[Worker]()), factTable.of(reflect.TypeFor[Budget]()),
 	}
 )
+
+// champion is a type of its own for its name in messages.
+type champion Model
 
 func factIndex(name string) int { return slices.Index(factNames[:], name) }
 
