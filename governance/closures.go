@@ -38,7 +38,7 @@ func (sc scope) Path(name string, fields []string, from int) func(*evalState) *c
 	case name == declEvent && len(fields) == 1:
 		return attribute(fields[0], from == 0)
 	case name == declData:
-		return dataPath(sc.c.data, fields, from)
+		return fieldOfData(sc.c.data, fields, from)
 	case strings.HasPrefix(name, variablePrefix) && len(fields) == 0:
 		i := slices.Index(sc.c.vars, name)
 		if i < 0 {
@@ -79,8 +79,8 @@ func attribute(name string, optional bool) func(*evalState) *celgo.Value {
 // absent is what optional access to an attribute finds that an event lacks.
 var absent celgo.Value //nolint:gochecknoglobals // never changed
 
-// dataPath finds the event's data, or a field in them.
-func dataPath(t *dataType, fields []string, from int) func(*evalState) *celgo.Value {
+// fieldOfData finds the event's data, or a field in them.
+func fieldOfData(t *dataType, fields []string, from int) func(*evalState) *celgo.Value {
 	indices := make([]int, len(fields))
 	for k, name := range fields {
 		if indices[k] = t.find(name); indices[k] < 0 {

@@ -124,7 +124,7 @@ func (c *Condition) Eval(ctx context.Context, ev *events.Event, values map[strin
 	if len(c.vars) > 0 {
 		s.extra = make(map[string]any, len(values))
 		for name, t := range c.vars {
-			v, err := toCEL(values, name, t, &s.slab)
+			v, err := toCEL(values, name, t)
 			if err != nil {
 				v = types.WrapErr(err)
 			}

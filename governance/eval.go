@@ -28,7 +28,14 @@ type evalState struct {
 	json       bool                       // the data are JSON, as the content type says
 	point      types.String
 	now        types.Timestamp
-	pure       bool // now and point are not available
+	pure       bool // now, point, facts and parameters are not available
+
+	ev         *events.Event // as the sources of facts get it
+	engine     *Engine
+	known      *extracted // what the event says of itself; nil: not read yet
+	facts      [facts]any // nil: not asked for yet
+	asking     context.Context
+	stopAsking context.CancelFunc
 
 	ctx      context.Context
 	deadline time.Duration // of all tracked expressions of the event; 0: none
@@ -46,6 +53,16 @@ type evalState struct {
 	decodeOf *dataType // nil: not decoded yet
 	slab     slab
 
+	// What the rules so far make of the event.
+	current      bool            // its stamp is of this very set
+	letGo        *events.Release // at the point OnRelease
+	effects      effects
+	waiting      []finding // for approvals
+	decider      finding   // what d.Policy and d.Rule name; zero: nothing yet
+	taintedNotes []bool    // by note
+	secret       bool      // some data are to be redacted, or may be
+
+	params *object // of the policy; nil: none
 	vars   []variable
 	values []variableValue // of vars
 	extra  map[string]any
@@ -77,7 +94,10 @@ func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source s
 	s.decoded, s.boxed, s.failed, s.decodeOf = celgo.Value{}, nil, nil, nil
 	s.dataType, s.strict = nil, nil
 	s.slab.reset()
-	s.vars, s.extra, s.values = nil, nil, s.values[:0]
+	s.vars, s.extra, s.values, s.params = nil, nil, s.values[:0], nil
+	s.known, s.facts = nil, [facts]any{}
+	s.current, s.secret, s.effects, s.decider = false, false, effects{}, finding{}
+	s.waiting, s.taintedNotes = nil, nil
 }
 
 // release drops references to the event and returns the state to its pool.
@@ -94,6 +114,10 @@ func (s *evalState) endEvent() {
 	if s.cancel != nil {
 		s.cancel()
 		s.cancel, s.bounded = nil, nil
+	}
+	if s.stopAsking != nil {
+		s.stopAsking()
+		s.stopAsking, s.asking = nil, nil
 	}
 }
 
@@ -128,12 +152,20 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 			}
 		}
 	}
+	if !s.pure {
+		if name == declParams && s.params != nil {
+			return s.params, true
+		}
+		if i := factIndex(name); i >= 0 {
+			return s.fact(i), true
+		}
+	}
 	v, ok := s.extra[name]
 	return v, ok
 }
 
 // maxAttributes is how many fields eventType has.
-const maxAttributes = 9
+const maxAttributes = 10
 
 // dataValue decodes the event's data on first use; nil if that failed.
 func (s *evalState) dataValue() *celgo.Value {
@@ -169,11 +201,11 @@ func (s *evalState) decode() (v celgo.Value, err error) {
 		return v, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
 	}
 	if s.strict != nil && s.dataType == untypedData {
-		if _, err := decodeData(s.raw, s.strict, &s.slab); err != nil {
+		if _, err := decodeValue(s.raw, s.strict, &s.slab); err != nil {
 			return v, err
 		}
 	}
-	return decodeData(s.raw, s.dataType, &s.slab)
+	return decodeValue(s.raw, s.dataType, &s.slab)
 }
 
 // variableValue evaluates a variable on first use; nil if it has no value.
@@ -335,13 +367,9 @@ func plainPath(p string) bool {
 	return true
 }
 
-// extension returns an extension attribute as its canonical string, "" if
-// absent.
-func extension(c *event.EventContextV1, name string) string {
-	v, ok := c.Extensions[name]
-	if !ok {
-		return ""
-	}
+// extensionText gives the value of an extension attribute as its canonical
+// string.
+func extensionText(v any) string {
 	if s, ok := v.(string); ok {
 		return s
 	}
@@ -350,7 +378,7 @@ func extension(c *event.EventContextV1, name string) string {
 
 // toCEL converts a variable's value by way of JSON, so that a Go struct, a map
 // and a decoded event all look the same to an expression.
-func toCEL(values map[string]any, name string, t *dataType, slab *slab) (any, error) {
+func toCEL(values map[string]any, name string, t *dataType) (any, error) {
 	v, ok := values[name]
 	if !ok {
 		return nil, &missingFieldError{name: name}
@@ -362,9 +390,9 @@ func toCEL(values map[string]any, name string, t *dataType, slab *slab) (any, er
 	if len(raw) > events.MaxDataBytes {
 		return nil, fmt.Errorf("%w: variable %s has %d bytes as JSON; the limit is %d", ErrLimit, name, len(raw), events.MaxDataBytes)
 	}
-	out, err := decodeData(raw, t, slab)
+	out, err := decodeData(raw, t)
 	if err != nil {
 		return nil, fmt.Errorf("variable %s: %w", name, err)
 	}
-	return out.Boxed(), nil
+	return out, nil
 }

@@ -25,10 +25,19 @@ const maxDataDepth = 64
 // UTF-8 are errors. Unknown fields of a typed object are syntax-checked and
 // ignored; the bus's registry refuses them.
 //
-// The result's Boxed is a ref.Val, a map[string]any or a []any, which cel-go takes
-// as they are. It does not alias b: all strings share one copy of it. Objects take
-// their fields from the slab.
-func decodeData(b []byte, t *dataType, slab *slab) (celgo.Value, error) {
+// The result is a ref.Val, a map[string]any or a []any, which cel-go takes as they
+// are. It does not alias b.
+func decodeData(b []byte, t *dataType) (any, error) {
+	v, err := decodeValue(b, t, &slab{})
+	if err != nil {
+		return nil, err
+	}
+	return v.Boxed(), nil
+}
+
+// decodeValue is decodeData with objects that are valid until the slab's reset.
+// All strings share one copy of b.
+func decodeValue(b []byte, t *dataType, slab *slab) (celgo.Value, error) {
 	d := jsonDecoder{b: string(b), slab: slab}
 	d.space()
 	v, err := d.value(t, 0)
@@ -60,12 +69,12 @@ const (
 
 // object returns an object without fields set.
 func (s *slab) object(t *dataType) *object {
-	if len(s.objects) == cap(s.objects) {
-		s.objects = make([]object, 0, slabObjects)
-	}
 	n := len(t.fields)
+	if len(s.objects) == cap(s.objects) {
+		s.objects = make([]object, 0, min(max(1, 4*cap(s.objects)), slabObjects))
+	}
 	if len(s.values)+n > cap(s.values) {
-		s.values = make([]celgo.Value, 0, max(slabValues, n))
+		s.values = make([]celgo.Value, 0, max(n, min(4*cap(s.values), slabValues)))
 	}
 	at := len(s.values)
 	s.values = s.values[:at+n]

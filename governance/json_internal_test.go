@@ -22,7 +22,7 @@ func FuzzDecodeData(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := decodeData(raw, untypedData, &slab{})
+		got, err := decodeData(raw, untypedData)
 		var want map[string]any
 		werr := json.Unmarshal(raw, &want)
 		if err != nil {
@@ -31,7 +31,7 @@ func FuzzDecodeData(f *testing.F) {
 		if werr != nil {
 			t.Fatalf("accepted %q, which encoding/json refuses: %v", raw, werr)
 		}
-		if native := toNative(got.Boxed()); !reflect.DeepEqual(native, want) {
+		if native := toNative(got); !reflect.DeepEqual(native, want) {
 			t.Fatalf("%q\n got %#v\nwant %#v", raw, native, want)
 		}
 	})
@@ -139,16 +139,16 @@ func TestDataTypeFollowsEncodingJSON(t *testing.T) {
 	if len(d.fields) != len(keys) {
 		t.Errorf("fields %q, JSON has %d: %s", d.fieldNames(), len(keys), raw)
 	}
-	got, err := decodeData(raw, d, &slab{})
+	got, err := decodeData(raw, d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if eq := got.Ref().(*object).Equal(got.Ref().(*object)); eq != types.True {
+	if eq := got.(*object).Equal(got.(*object)); eq != types.True {
 		t.Errorf("not equal to itself: %v", eq)
 	}
 	deep := bytes.Repeat([]byte(`{"next":`), 100)
 	deep = append(append(deep, "null"...), bytes.Repeat([]byte("}"), 100)...)
-	if _, err := decodeData(deep, d, &slab{}); err == nil {
+	if _, err := decodeData(deep, d); err == nil {
 		t.Error("100 levels are accepted")
 	}
 }
