@@ -379,7 +379,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		refuse(d, events.Deny, CodeNoPolicies, "no policies are loaded")
 	case at == events.OnReceive && !accepted:
 		refuse(d, events.Quarantine, CodeStale, "the event was judged by policies that are no longer accepted")
-	case at == events.OnReceive && current && len(st.set.plan(c.Type).fresh) == 0:
+	case at == events.OnReceive && current && len(st.set.plan(c.Type).fresh.all) == 0:
 		// What its stamp proves is all that is asked of it.
 	default:
 		s.reset(ctx, c, source, ext, data, st.set.limits)
@@ -415,16 +415,20 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 // say does not depend on the others.
 func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 	pl := set.plan(d.Type)
-	policies := pl.publish
+	policies := &pl.publish
 	if d.Point == events.OnReceive {
-		policies = pl.receive
+		policies = &pl.receive
 		if current {
-			policies = pl.fresh
+			policies = &pl.fresh
 		}
 	}
 	s.strict, s.current = pl.data, current
 	matched := false
-	for _, p := range policies {
+	for c := policies.candidates(&s.event); ; {
+		p := c.take()
+		if p == nil {
+			break
+		}
 		if !p.matches(&s.event) {
 			continue
 		}

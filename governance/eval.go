@@ -44,14 +44,11 @@ type evalState struct {
 	spent    uint64
 	limits   Limits
 
-	// One decoding is kept: policies of one event type share its Go type.
-	dataType *dataType // type that expressions now expect
-	strict   *dataType // type that untyped data must fit too; nil: none
-	decoded  celgo.Value
-	boxed    any // decoded as cel-go takes it, or the error; nil until asked for
-	failed   error
-	decodeOf *dataType // nil: not decoded yet
-	slab     slab
+	// Policies of one event type see its data by the Go type, or untyped.
+	dataType  *dataType // type that expressions now expect
+	strict    *dataType // type that untyped data must fit too; nil: none
+	decodings [2]decoding
+	slab      slab
 
 	// What the rules so far make of the event.
 	current      bool            // its stamp is of this very set
@@ -66,6 +63,14 @@ type evalState struct {
 	vars   []variable
 	values []variableValue // of vars
 	extra  map[string]any
+}
+
+// decoding is the event's data by one type.
+type decoding struct {
+	of    *dataType // nil: not decoded yet
+	value celgo.Value
+	boxed any // value as cel-go takes it, or the error; nil until asked for
+	err   error
 }
 
 // variableValue is a variable's value for the event at hand.
@@ -91,8 +96,7 @@ func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source s
 	clear(s.attributes[:])
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
-	s.decoded, s.boxed, s.failed, s.decodeOf = celgo.Value{}, nil, nil, nil
-	s.dataType, s.strict = nil, nil
+	s.decodings, s.dataType, s.strict = [2]decoding{}, nil, nil
 	s.slab.reset()
 	s.vars, s.extra, s.values, s.params = nil, nil, s.values[:0], nil
 	s.known, s.facts = nil, [facts]any{}
@@ -167,30 +171,39 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 // maxAttributes is how many fields eventType has.
 const maxAttributes = 10
 
-// dataValue decodes the event's data on first use; nil if that failed.
+// decoding decodes the event's data on first use.
+func (s *evalState) decoding() *decoding {
+	d := &s.decodings[0]
+	if d.of != s.dataType && d.of != nil {
+		d = &s.decodings[1]
+	}
+	if d.of != s.dataType {
+		value, err := s.decode()
+		*d = decoding{of: s.dataType, value: value, err: err}
+	}
+	return d
+}
+
+// dataValue returns the event's data; nil if they cannot be decoded.
 func (s *evalState) dataValue() *celgo.Value {
-	if s.decodeOf != s.dataType {
-		s.decoded, s.failed = s.decode()
-		s.boxed, s.decodeOf = nil, s.dataType
+	if d := s.decoding(); d.err == nil {
+		return &d.value
 	}
-	if s.failed != nil {
-		return nil
-	}
-	return &s.decoded
+	return nil
 }
 
 // data returns the data as cel-go takes them. An error is itself the value, as
 // cel-go expects of lazy values.
 func (s *evalState) data() any {
-	v := s.dataValue()
+	d := s.decoding()
 	switch {
-	case s.boxed != nil:
-	case v != nil:
-		s.boxed = v.Boxed()
+	case d.boxed != nil:
+	case d.err == nil:
+		d.boxed = d.value.Boxed()
 	default:
-		s.boxed = types.WrapErr(s.failed)
+		d.boxed = types.WrapErr(d.err)
 	}
-	return s.boxed
+	return d.boxed
 }
 
 func (s *evalState) decode() (v celgo.Value, err error) {

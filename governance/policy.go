@@ -188,6 +188,7 @@ type PolicySet struct {
 
 	types TypeSource // may be nil
 
+	byType typeIndex
 	exact  map[string]*plan // of the types that policies name
 	others sync.Map         // of other types seen: string -> *plan
 	nOther atomic.Int64
@@ -203,12 +204,12 @@ type plan struct {
 	// Policies that see the data untyped hold them to it all the same, because
 	// their consumers will: encoding/json reads {"Labels": ...} as labels.
 	data    *dataType
-	publish []*policy
-	receive []*policy
+	publish policyIndex
+	receive policyIndex
 	// fresh is what remains to evaluate on receive when the stamp proves that
 	// this very set permitted these very bytes: policies not evaluated on publish
 	// and those whose outcome depends on the point or the time.
-	fresh []*policy
+	fresh policyIndex
 }
 
 // Digest returns "sha256:" and the hex SHA-256 of the set's canonical content:
@@ -266,20 +267,19 @@ func (s *PolicySet) newPlan(typ string) *plan {
 			}
 		}
 	}
-	for _, p := range s.policies {
-		if !matchAny(p.spec.Match.Types, typ) {
-			continue
-		}
+	var publish, receive, fresh []*policy
+	s.byType.of(s.policies, typ, func(p *policy) {
 		if p.publish {
-			pl.publish = append(pl.publish, p)
+			publish = append(publish, p)
 		}
 		if p.receive {
-			pl.receive = append(pl.receive, p)
+			receive = append(receive, p)
 			if p.impure || !p.publish {
-				pl.fresh = append(pl.fresh, p)
+				fresh = append(fresh, p)
 			}
 		}
-	}
+	})
+	pl.publish, pl.receive, pl.fresh = newPolicyIndex(publish), newPolicyIndex(receive), newPolicyIndex(fresh)
 	return pl
 }
 
@@ -300,6 +300,7 @@ func (s *PolicySet) seal() error {
 	}
 	s.digest = sha256.Sum256(raw)
 	s.ref, _ = newPolicyRef(hex.EncodeToString(s.digest[:16])) // well-formed by construction
+	s.byType = newTypeIndex(s.policies)
 	s.exact = map[string]*plan{}
 	for _, p := range s.policies {
 		for _, t := range p.spec.Match.Types {
