@@ -486,9 +486,9 @@ func deepSize(v ref.Val) (n uint64) {
 		case *object:
 			n += uint64(len(v.vals))
 			for _, field := range v.vals {
-				switch field.(type) {
+				switch field.Ref().(type) {
 				case map[string]any, []any, *object:
-					walk(types.DefaultTypeAdapter.NativeToValue(field))
+					walk(types.DefaultTypeAdapter.NativeToValue(field.Boxed()))
 				}
 			}
 		case traits.Mapper:

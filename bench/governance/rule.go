@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"cel.dev/cel-go/cel"
@@ -165,7 +166,7 @@ func check(env *cel.Env, src string) (*cel.Ast, error) {
 func celContenders(in *inputs) ([]contender, error) {
 	common := []cel.EnvOption{cel.OptionalTypes(), cel.CrossTypeNumericComparisons(true)}
 	typedEnv, err := cel.NewEnv(append(common,
-		ext.NativeTypes(ext.ParseStructTag("cel"), &Promotion{}, &Metrics{}, &Attributes{}),
+		ext.NativeTypes(ext.ParseStructTag("cel"), reflect.TypeFor[Promotion](), reflect.TypeFor[Metrics](), reflect.TypeFor[Attributes]()),
 		cel.Variable("data", cel.ObjectType("main.Promotion")), cel.Variable("event", cel.ObjectType("main.Attributes")))...)
 	if err != nil {
 		return nil, err
