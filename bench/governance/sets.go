@@ -15,7 +15,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 )
 
-const eventType = "model.promotion.requested"
+const eventType = "bench.promotion"
 
 // policyFile is the set of policies in the engine's form. With pipelines a policy
 // that does not match is told by its pipeline; otherwise most are of types of
