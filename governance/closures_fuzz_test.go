@@ -304,4 +304,3 @@ func FuzzClosures(f *testing.F) {
 	typed, untyped := closureCompiler(f, closureData{}), closureCompiler(f, nil)
 	f.Fuzz(rapid.MakeFuzz(func(t *rapid.T) { closuresAgree(t, typed, untyped, map[string]int{}) }))
 }
-

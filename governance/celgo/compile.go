@@ -13,7 +13,7 @@ import (
 	"cel.dev/cel-go/common/types"
 )
 
-// ErrUnsupported: an expression has a part that is left to cel-go.
+// ErrUnsupported is wrapped where an expression has a part that is left to cel-go.
 var ErrUnsupported = errors.New("not compiled to closures")
 
 // Scope says how closures read what expressions name. S is what they are given at

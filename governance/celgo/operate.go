@@ -179,8 +179,11 @@ func intArithmetic(op byte, x, y int64) (n int64, ok bool) {
 		if x == 0 || y == 0 {
 			return 0, true
 		}
+		if x == -1 && y == math.MinInt64 || y == -1 && x == math.MinInt64 {
+			return 0, false // where the quotient below overflows too
+		}
 		n = x * y
-		return n, (n < 0) == ((x < 0) != (y < 0)) && n/y == x && !(x == -1 && y == math.MinInt64) && !(y == -1 && x == math.MinInt64)
+		return n, n/y == x
 	case '/':
 		if y == 0 || x == math.MinInt64 && y == -1 {
 			return 0, false
