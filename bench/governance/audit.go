@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
@@ -113,5 +114,20 @@ func publishRate(ctx context.Context, url, prefix string, logged bool, messages 
 	if err := errors.Join(bus.Close(ctx), log.Close(ctx)); err != nil {
 		return 0, err
 	}
-	return float64(messages) / took.Seconds(), nil
+	return float64(messages) / took.Seconds(), dropStreams(ctx, conn)
+}
+
+// dropStreams makes room for the next round.
+func dropStreams(ctx context.Context, conn *nats.Conn) error {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return err
+	}
+	names := js.StreamNames(ctx)
+	for name := range names.Name() {
+		if err := js.DeleteStream(ctx, name); err != nil {
+			return err
+		}
+	}
+	return names.Err()
 }
