@@ -91,17 +91,13 @@ func (c *compilation[S]) selection(e ast.Expr) operand[S] {
 			}
 		}
 	}
-	if len(steps) == 1 && steps[0].get == nil && steps[0].key.literal != nil {
-		key, optional := steps[0].key.literal, steps[0].optional
-		return computed(func(s S) (Value, bool) {
-			v, ok := base.optional(s)
-			if !ok || v.kind == Absent {
-				return Value{}, ok && lenient
-			}
-			return element(&v, key, optional)
-		})
-	}
+	whole := c.mapPath(base, steps)
 	return computed(func(s S) (Value, bool) {
+		if whole != nil {
+			if x, found := whole(s); found {
+				return Of(x)
+			}
+		}
 		v, ok := base.optional(s)
 		mayLack := lenient
 		for i := range steps {
@@ -128,6 +124,39 @@ func (c *compilation[S]) selection(e ast.Expr) operand[S] {
 		}
 		return v, ok
 	})
+}
+
+// mapPath finds what lies at the end of literal keys, as long as all on the way are
+// maps that have them, and converts nothing on the way; nil for other steps.
+func (c *compilation[S]) mapPath(base operand[S], steps []step[S]) func(s S) (x any, found bool) {
+	if base.place == nil {
+		return nil
+	}
+	keys := make([]string, len(steps))
+	for i := range steps {
+		k := steps[i].key.literal
+		if k == nil || k.kind != String {
+			return nil
+		}
+		keys[i] = k.str
+	}
+	return func(s S) (x any, found bool) {
+		v := base.place(s)
+		if v == nil {
+			return nil, false
+		}
+		x = v.Ref()
+		for _, k := range keys {
+			m, ok := x.(map[string]any)
+			if !ok {
+				return nil, false
+			}
+			if x, ok = m[k]; !ok {
+				return nil, false
+			}
+		}
+		return x, true
+	}
 }
 
 // chain takes a selection apart: what it is taken of, and its steps from there.
