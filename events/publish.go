@@ -10,7 +10,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +41,8 @@ type outgoing struct {
 // Approve validates and judges the events without publishing them, and stamps
 // them in place, so that an effect that must precede publication (a catalog
 // commit) happens only after an allow. Publish does not judge a stamped event
-// again. The error joins one *Error per refused event.
+// again. The error joins one *Error per refused event. Nothing is held: the
+// effect of an event that is quarantined here has not happened.
 //
 // The bus remembers a digest of all that it approved, stamp included, until the
 // event is published: an event that is changed after Approve, or approved by
@@ -74,7 +74,9 @@ func (b *Bus) Approve(ctx context.Context, evs ...*Event) error {
 // Publish validates, judges and publishes the events in order, and returns when
 // all that were permitted are persisted (publish acknowledgements received).
 // The error joins one *Error per event that is not in the stream; the others
-// are. Publishing an id again is a success and stores nothing.
+// are. Publishing an id again is a success and stores nothing. An event that
+// governance quarantines is in the held stream (ErrQuarantined); one that needs
+// approval first is nowhere (ErrApprovalRequired).
 //
 // The events are not changed, and may be the caller's again once Publish
 // returns. A message that a broken connection lost is sent again, which may
@@ -119,6 +121,7 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 		for i := range chunk {
 			o := &chunk[i]
 			if o.err != nil {
+				b.holdRefused(ctx, o)
 				continue
 			}
 			e, _ := b.envelopes.Get().(*envelope)
@@ -149,6 +152,18 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 	}
 	b.stats.published.Add(stored)
 	return joinErrors("publish", out)
+}
+
+// holdRefused holds an event that was quarantined. That it could not be held is
+// the worse error: the publisher must then send it again.
+func (b *Bus) holdRefused(ctx context.Context, o *outgoing) {
+	var denied *DeniedError
+	if !errors.As(o.err, &denied) || denied.Verdict.Action != Quarantine {
+		return
+	}
+	if err := b.holdOutgoing(ctx, o, &denied.Verdict); err != nil {
+		o.err = err
+	}
 }
 
 // judgeChunks yields the events in order, chunk by chunk, once each is judged.
@@ -219,7 +234,10 @@ func (b *Bus) judgeOutgoing(ctx context.Context, chunk []outgoing) {
 			chunk[i].err = err
 		case !verdicts[j].Action.Permits():
 			b.stats.denied.Add(1)
-			chunk[i].err = &DeniedError{Verdict: verdicts[j]}
+			chunk[i].err = refusal(verdicts[j])
+		case verdicts[j].Action == Redact && (chunk[i].subject == "" || b.names.isEvent(chunk[i].subject)):
+			// A Judge that takes out what the type needs has made the event invalid.
+			chunk[i].err = b.checkData(&chunk[i].ev)
 		}
 	}
 }
@@ -264,27 +282,7 @@ func checkEnvelope(ev *Event, ec *event.EventContextV1, source string) error {
 	return nil
 }
 
-func (b *Bus) checkData(ev *Event) error {
-	t, ok := b.cfg.Types.types[ev.Type()]
-	if !ok {
-		return ErrUnknownType
-	}
-	if len(ev.DataEncoded) == 0 {
-		ec, _ := contextOf(ev)
-		if _, elsewhere := ec.Extensions[ExtDataRef]; elsewhere || t.data == nil {
-			return nil
-		}
-		return fmt.Errorf("%w: data: missing", ErrInvalid)
-	}
-	ct := ev.DataContentType()
-	if media, _, _ := strings.Cut(ct, ";"); !strings.EqualFold(strings.TrimSpace(media), "application/json") {
-		return fmt.Errorf("%w: datacontenttype: %.80q, must be application/json", ErrInvalid, ct)
-	}
-	if err := checkJSON(ev.DataEncoded, t.data); err != nil {
-		return fmt.Errorf("%w: data: %w", ErrInvalid, err)
-	}
-	return nil
-}
+func (b *Bus) checkData(ev *Event) error { return b.cfg.Types.Check(ev) }
 
 // joinErrors makes an *Error of each failure.
 func joinErrors(op string, out []outgoing) error {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"cel.dev/cel-go/common/types"
+
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // kind is how a JSON value of a Go type becomes a CEL value.
@@ -37,23 +39,40 @@ type dataType struct {
 	elem   *dataType // of kindList and kindMap
 	name   string    // of kindObject: its CEL type name
 	fields []field   // of kindObject
+	params bool      // the parameters of a policy
 }
 
 type field struct {
 	name string
 	typ  *dataType
 	cel  *types.FieldType
+	get  celgo.FieldFunc // nil: by way of cel
 }
 
 // find returns the index of the field of that name, or -1. Event data have few
 // fields, for which a scan beats a map.
-func (t *dataType) find(name []byte) int {
+func (t *dataType) find(name string) int {
 	for i := range t.fields {
-		if t.fields[i].name == string(name) {
+		if t.fields[i].name == name {
 			return i
 		}
 	}
 	return -1
+}
+
+// member returns the type of a field or of a map's values; nil if there is no
+// such field. Of a nil type it is nil.
+func (t *dataType) member(name string) *dataType {
+	switch {
+	case t == nil:
+		return nil
+	case t.kind == kindMap:
+		return t.elem
+	}
+	if i := t.find(name); i >= 0 {
+		return t.fields[i].typ
+	}
+	return nil
 }
 
 func (t *dataType) fieldNames() []string {
@@ -78,12 +97,13 @@ var (
 
 // typeTable builds and names the data types of one policy set.
 type typeTable struct {
+	prefix string // of the types' names
 	byGo   map[reflect.Type]*dataType
 	byName map[string]*dataType
 }
 
 func newTypeTable() *typeTable {
-	return &typeTable{byGo: map[reflect.Type]*dataType{}, byName: map[string]*dataType{}}
+	return &typeTable{prefix: "data.", byGo: map[reflect.Type]*dataType{}, byName: map[string]*dataType{}}
 }
 
 // of returns the data type of a Go type, following encoding/json's reading of
@@ -138,29 +158,48 @@ func (tt *typeTable) object(t reflect.Type) *dataType {
 	if d, ok := tt.byGo[t]; ok {
 		return d
 	}
-	base := "data.Object"
+	base := "Object"
 	if t.Name() != "" && !strings.ContainsAny(t.Name(), "[]") {
-		base = "data." + t.Name()
+		base = t.Name()
 	}
-	name := base
-	for i := 2; tt.byName[name] != nil; i++ {
-		name = fmt.Sprintf("%s%d", base, i)
-	}
-	d := &dataType{kind: kindObject, cel: types.NewObjectType(name), name: name}
-	tt.byGo[t], tt.byName[name] = d, d // before the fields: types may be recursive
+	d := tt.declare(base)
+	tt.byGo[t] = d // before the fields: types may be recursive
 	for _, f := range jsonFields(t) {
 		ft := tt.of(f.typ)
 		if f.asString {
 			ft = dynType
 		}
-		i := len(d.fields)
-		d.fields = append(d.fields, field{name: f.name, typ: ft, cel: &types.FieldType{
-			Type:    ft.cel,
-			IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i] != nil },
-			GetFrom: func(target any) (any, error) { return getField(target, i) },
-		}})
+		d.add(f.name, ft)
 	}
 	return d
+}
+
+// declare makes an object type without fields, by a name that is free.
+func (tt *typeTable) declare(base string) *dataType {
+	base = tt.prefix + base
+	name := base
+	for i := 2; tt.byName[name] != nil; i++ {
+		name = fmt.Sprintf("%s%d", base, i)
+	}
+	d := &dataType{kind: kindObject, cel: types.NewObjectType(name), name: name}
+	tt.byName[name] = d
+	return d
+}
+
+// add declares one more field of an object type that is being made.
+func (t *dataType) add(name string, ft *dataType) {
+	i := len(t.fields)
+	t.fields = append(t.fields, field{name: name, typ: ft, cel: &types.FieldType{
+		Type:    ft.cel,
+		IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i].Kind() != celgo.Absent },
+		GetFrom: func(target any) (any, error) { return getField(target, i) },
+	}, get: func(x any) (v celgo.Value, set, ok bool) {
+		o, ok := x.(*object)
+		if !ok || o.typ != t {
+			return v, false, false
+		}
+		return o.vals[i], o.vals[i].Kind() != celgo.Absent, true
+	}})
 }
 
 func getField(target any, i int) (any, error) {
@@ -168,17 +207,28 @@ func getField(target any, i int) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is not event data", target)
 	}
-	if v := o.vals[i]; v != nil {
-		return v, nil
+	if v := o.vals[i]; v.Kind() != celgo.Absent {
+		return v.Boxed(), nil
 	}
-	return nil, &missingFieldError{name: o.typ.fields[i].name}
+	return nil, &missingFieldError{owner: o.typ, name: o.typ.fields[i].name}
 }
 
 // missingFieldError is what a non-optional read of an absent field gives.
-type missingFieldError struct{ name string }
+type missingFieldError struct {
+	owner *dataType // nil: event data
+	name  string
+}
 
 func (e *missingFieldError) Error() string {
-	return fmt.Sprintf("the event has no field %q; where it may be absent write .?%s.orValue(...) or has()", e.name, e.name)
+	who := "the event"
+	switch {
+	case e.owner == nil:
+	case e.owner.params:
+		return fmt.Sprintf("the parameter %q has no value; give it a default, or a value in a %s document", e.name, KindBinding)
+	case strings.HasPrefix(e.owner.name, factPrefix):
+		who = "the fact " + strings.ToLower(strings.TrimPrefix(e.owner.name, factPrefix))
+	}
+	return fmt.Sprintf("%s has no field %q; where it may be absent write .?%s.orValue(...) or has()", who, e.name, e.name)
 }
 
 func (e *missingFieldError) Unwrap() error { return ErrMissingField }
@@ -262,6 +312,9 @@ func (p *provider) object(name string) (*dataType, bool) {
 	if name == eventType.name {
 		return eventType, true
 	}
+	if d, ok := factTable.byName[name]; ok {
+		return d, true
+	}
 	d, ok := p.table.byName[name]
 	return d, ok
 }
@@ -285,7 +338,7 @@ func (p *provider) FindStructFieldNames(name string) ([]string, bool) {
 // FindStructFieldType implements types.Provider.
 func (p *provider) FindStructFieldType(name, fieldName string) (*types.FieldType, bool) {
 	if d, ok := p.object(name); ok {
-		if i := d.find([]byte(fieldName)); i >= 0 {
+		if i := d.find(fieldName); i >= 0 {
 			return d.fields[i].cel, true
 		}
 		return nil, false

@@ -16,17 +16,26 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // evalState is what expressions see of one event: a concrete cel.Activation,
 // reused from event to event. Not safe for concurrent use.
 type evalState struct {
-	event eventVal
-	raw   []byte // data as received
-	json  bool   // the data are JSON, as the content type says
-	point types.String
-	now   types.Timestamp
-	pure  bool // now and point are not available
+	event      eventVal
+	attributes [maxAttributes]celgo.Value // of event, by field; Absent: not read yet
+	raw        []byte                     // data as received
+	json       bool                       // the data are JSON, as the content type says
+	point      types.String
+	now        types.Timestamp
+	pure       bool // now, point, facts and parameters are not available
+
+	ev         *events.Event // as the sources of facts get it
+	engine     *Engine
+	known      *extracted // what the event says of itself; nil: not read yet
+	facts      [facts]any // nil: not asked for yet
+	asking     context.Context
+	stopAsking context.CancelFunc
 
 	ctx      context.Context
 	deadline time.Duration // of all tracked expressions of the event; 0: none
@@ -35,15 +44,41 @@ type evalState struct {
 	spent    uint64
 	limits   Limits
 
-	// One decoding is kept: policies of one event type share its Go type.
-	dataType *dataType // type that expressions now expect
-	strict   *dataType // type that untyped data must fit too; nil: none
-	decoded  any
-	decodeOf *dataType
+	// Policies of one event type see its data by the Go type, or untyped.
+	dataType  *dataType // type that expressions now expect
+	strict    *dataType // type that untyped data must fit too; nil: none
+	decodings [2]decoding
+	slab      slab
 
+	// What the rules so far make of the event.
+	current      bool            // its stamp is of this very set
+	letGo        *events.Release // at the point OnRelease
+	effects      effects
+	waiting      []finding // for approvals
+	decider      finding   // what d.Policy and d.Rule name; zero: nothing yet
+	taintedNotes []bool    // by note
+	secret       bool      // some data are to be redacted, or may be
+
+	params *object // of the policy; nil: none
 	vars   []variable
-	values []any // of vars; nil: not evaluated yet
+	values []variableValue // of vars
 	extra  map[string]any
+}
+
+// decoding is the event's data by one type.
+type decoding struct {
+	of    *dataType // nil: not decoded yet
+	value celgo.Value
+	boxed any // value as cel-go takes it, or the error; nil until asked for
+	err   error
+}
+
+// variableValue is a variable's value for the event at hand.
+type variableValue struct {
+	value celgo.Value
+	known bool // value is it
+	tried bool // the closures have been tried
+	boxed any  // the value as cel-go takes it, or its error; nil until asked for
 }
 
 type variable struct {
@@ -58,10 +93,15 @@ var statePool = sync.Pool{New: func() any { return &evalState{} }}
 // reset prepares the state for one event. c must stay unchanged until release.
 func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source string, ext attributes, data []byte, limits Limits) {
 	s.event = eventVal{ctx: c, source: source, ext: ext}
+	clear(s.attributes[:])
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
-	s.decoded, s.decodeOf, s.dataType, s.strict = nil, nil, nil, nil
-	s.vars, s.extra, s.values = nil, nil, s.values[:0]
+	s.decodings, s.dataType, s.strict = [2]decoding{}, nil, nil
+	s.slab.reset()
+	s.vars, s.extra, s.values, s.params = nil, nil, s.values[:0], nil
+	s.known, s.facts = nil, [facts]any{}
+	s.current, s.secret, s.effects, s.decider = false, false, effects{}, finding{}
+	s.waiting, s.taintedNotes = nil, nil
 }
 
 // release drops references to the event and returns the state to its pool.
@@ -69,7 +109,8 @@ func (s *evalState) release() {
 	s.endEvent()
 	values := s.values
 	clear(values[:cap(values)])
-	*s = evalState{values: values[:0]}
+	s.slab.reset()
+	*s = evalState{values: values[:0], slab: s.slab}
 	statePool.Put(s)
 }
 
@@ -78,6 +119,10 @@ func (s *evalState) endEvent() {
 		s.cancel()
 		s.cancel, s.bounded = nil, nil
 	}
+	if s.stopAsking != nil {
+		s.stopAsking()
+		s.stopAsking, s.asking = nil, nil
+	}
 }
 
 // use selects whose data type and variables the next expressions see.
@@ -85,7 +130,7 @@ func (s *evalState) use(data *dataType, vars []variable) {
 	s.dataType, s.vars = data, vars
 	s.values = s.values[:0]
 	for range vars {
-		s.values = append(s.values, nil)
+		s.values = append(s.values, variableValue{})
 	}
 }
 
@@ -111,54 +156,110 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 			}
 		}
 	}
+	if !s.pure {
+		if name == declParams && s.params != nil {
+			return s.params, true
+		}
+		if i := factIndex(name); i >= 0 {
+			return s.fact(i), true
+		}
+	}
 	v, ok := s.extra[name]
 	return v, ok
 }
 
-// data decodes the event's data on first use. An error is itself the value, as
+// maxAttributes is how many fields eventType has.
+const maxAttributes = 10
+
+// decoding decodes the event's data on first use.
+func (s *evalState) decoding() *decoding {
+	d := &s.decodings[0]
+	if d.of != s.dataType && d.of != nil {
+		d = &s.decodings[1]
+	}
+	if d.of != s.dataType {
+		value, err := s.decode()
+		*d = decoding{of: s.dataType, value: value, err: err}
+	}
+	return d
+}
+
+// dataValue returns the event's data; nil if they cannot be decoded.
+func (s *evalState) dataValue() *celgo.Value {
+	if d := s.decoding(); d.err == nil {
+		return &d.value
+	}
+	return nil
+}
+
+// data returns the data as cel-go takes them. An error is itself the value, as
 // cel-go expects of lazy values.
 func (s *evalState) data() any {
-	if s.decodeOf == s.dataType && s.decoded != nil {
-		return s.decoded
+	d := s.decoding()
+	switch {
+	case d.boxed != nil:
+	case d.err == nil:
+		d.boxed = d.value.Boxed()
+	default:
+		d.boxed = types.WrapErr(d.err)
 	}
-	v, err := s.decode()
-	if err != nil {
-		v = types.WrapErr(err)
-	}
-	s.decoded, s.decodeOf = v, s.dataType
-	return v
+	return d.boxed
 }
 
-func (s *evalState) decode() (any, error) {
+func (s *evalState) decode() (v celgo.Value, err error) {
 	switch {
 	case len(s.raw) == 0:
-		return nil, fmt.Errorf("%w: the event carries no data", ErrData)
+		return v, fmt.Errorf("%w: the event carries no data", ErrData)
 	case !s.json:
-		return nil, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
+		return v, fmt.Errorf("%w: content type %q is not JSON", ErrData, s.event.ctx.GetDataContentType())
 	}
 	if s.strict != nil && s.dataType == untypedData {
-		if _, err := decodeData(s.raw, s.strict); err != nil {
-			return nil, err
+		if _, err := decodeValue(s.raw, s.strict, &s.slab); err != nil {
+			return v, err
 		}
 	}
-	return decodeData(s.raw, s.dataType)
+	return decodeValue(s.raw, s.dataType, &s.slab)
 }
 
-func (s *evalState) variable(i int) any {
-	if v := s.values[i]; v != nil {
-		return v
+// variableValue evaluates a variable on first use; nil if it has no value.
+func (s *evalState) variableValue(i int) *celgo.Value {
+	v := &s.values[i]
+	if prg := s.vars[i].prg; prg.fast != nil && !v.tried {
+		v.tried = true
+		v.value, v.known = prg.fast.Eval(s)
 	}
-	v, err := s.eval(s.vars[i].prg)
-	if err == nil && valueSize(v) > maxVariableSize {
+	if !v.known {
+		v.value, v.known = celgo.Of(s.variable(i))
+	}
+	if !v.known {
+		return nil
+	}
+	return &v.value
+}
+
+// variable returns a variable's value, or its error, as cel-go takes it.
+func (s *evalState) variable(i int) any {
+	v, prg := &s.values[i], s.vars[i].prg
+	if v.boxed != nil {
+		return v.boxed
+	}
+	if prg.fast != nil && !v.tried {
+		v.tried = true
+		v.value, v.known = prg.fast.Eval(s)
+	}
+	if v.known {
+		v.boxed = v.value.Boxed()
+		return v.boxed
+	}
+	out, err := s.eval(prg)
+	if err == nil && valueSize(out) > maxVariableSize {
 		err = fmt.Errorf("%w: the value of %s is larger than %d", ErrLimit, s.vars[i].name, maxVariableSize)
 	}
+	v.boxed = out
 	if err != nil {
-		var out any = types.WrapErr(err)
-		s.values[i] = out
-		return out
+		v.boxed = types.WrapErr(err)
 	}
-	s.values[i] = v
-	return v
+	return v.boxed
 }
 
 // eval evaluates one expression within the limits. The error wraps one of the
@@ -192,6 +293,11 @@ var errDeadline = errors.New("the time for evaluating one event ran out")
 
 // evalBool evaluates an expression compiled to give a bool.
 func (s *evalState) evalBool(p *program) (bool, error) {
+	if p.fast != nil {
+		if v, ok := p.fast.Bool(s); ok {
+			return v, nil
+		}
+	}
 	v, err := s.eval(p)
 	if err != nil {
 		return false, s.explain(p, err)
@@ -205,6 +311,11 @@ func (s *evalState) evalBool(p *program) (bool, error) {
 
 // evalString evaluates a message expression.
 func (s *evalState) evalString(p *program) (string, error) {
+	if p.fast != nil {
+		if v, ok := p.fast.Eval(s); ok && v.Kind() == celgo.String {
+			return v.Text(), nil
+		}
+	}
 	v, err := s.eval(p)
 	if err != nil {
 		return "", s.explain(p, err)
@@ -269,13 +380,9 @@ func plainPath(p string) bool {
 	return true
 }
 
-// extension returns an extension attribute as its canonical string, "" if
-// absent.
-func extension(c *event.EventContextV1, name string) string {
-	v, ok := c.Extensions[name]
-	if !ok {
-		return ""
-	}
+// extensionText gives the value of an extension attribute as its canonical
+// string.
+func extensionText(v any) string {
 	if s, ok := v.(string); ok {
 		return s
 	}

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"cel.dev/cel-go/common/types"
+
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // maxDataDepth bounds the nesting of event data.
@@ -23,28 +25,74 @@ const maxDataDepth = 64
 // UTF-8 are errors. Unknown fields of a typed object are syntax-checked and
 // ignored; the bus's registry refuses them.
 //
-// The result is a ref.Val, a map[string]any or a []any, which cel-go takes as
-// they are. It does not alias b.
+// The result is a ref.Val, a map[string]any or a []any, which cel-go takes as they
+// are. It does not alias b.
 func decodeData(b []byte, t *dataType) (any, error) {
-	d := jsonDecoder{b: b}
-	d.space()
-	v, err := d.value(t, 0)
+	v, err := decodeValue(b, t, &slab{})
 	if err != nil {
 		return nil, err
 	}
+	return v.Boxed(), nil
+}
+
+// decodeValue is decodeData with objects that are valid until the slab's reset.
+// All strings share one copy of b.
+func decodeValue(b []byte, t *dataType, slab *slab) (celgo.Value, error) {
+	d := jsonDecoder{b: string(b), slab: slab}
+	d.space()
+	v, err := d.value(t, 0)
+	if err != nil {
+		return v, err
+	}
 	d.space()
 	if d.i != len(d.b) {
-		return nil, d.errorf("unexpected bytes after the value")
+		return v, d.errorf("unexpected bytes after the value")
 	}
-	if v == nil {
-		return nil, d.errorf("the data are null")
+	if v.Kind() == celgo.Absent {
+		return v, d.errorf("the data are null")
 	}
 	return v, nil
 }
 
+// slab is memory for decoded objects that is used again for the next event. The
+// zero value is empty.
+type slab struct {
+	objects []object
+	values  []celgo.Value
+}
+
+// Sizes of a slab that is kept; events with more objects or fields allocate them.
+const (
+	slabObjects = 32
+	slabValues  = 256
+)
+
+// object returns an object without fields set.
+func (s *slab) object(t *dataType) *object {
+	n := len(t.fields)
+	if len(s.objects) == cap(s.objects) {
+		s.objects = make([]object, 0, min(max(1, 4*cap(s.objects)), slabObjects))
+	}
+	if len(s.values)+n > cap(s.values) {
+		s.values = make([]celgo.Value, 0, max(n, min(4*cap(s.values), slabValues)))
+	}
+	at := len(s.values)
+	s.values = s.values[:at+n]
+	s.objects = append(s.objects, object{typ: t, vals: s.values[at : at+n : at+n]})
+	return &s.objects[len(s.objects)-1]
+}
+
+// reset takes back all objects. None may be used any more.
+func (s *slab) reset() {
+	clear(s.objects)
+	clear(s.values)
+	s.objects, s.values = s.objects[:0], s.values[:0]
+}
+
 type jsonDecoder struct {
-	b []byte
-	i int
+	b    string
+	i    int
+	slab *slab
 }
 
 func (d *jsonDecoder) errorf(format string, args ...any) error {
@@ -70,28 +118,27 @@ func (d *jsonDecoder) peek() byte {
 }
 
 func (d *jsonDecoder) literal(s string) error {
-	if len(d.b)-d.i < len(s) || string(d.b[d.i:d.i+len(s)]) != s {
+	if len(d.b)-d.i < len(s) || d.b[d.i:d.i+len(s)] != s {
 		return d.errorf("invalid JSON")
 	}
 	d.i += len(s)
 	return nil
 }
 
-// value reads one value. JSON null gives nil for a typed value, which means
-// absent, and CEL null for a dyn one.
-func (d *jsonDecoder) value(t *dataType, depth int) (any, error) {
+// value reads one value. JSON null gives Absent for a typed value and CEL null for a dyn one.
+func (d *jsonDecoder) value(t *dataType, depth int) (v celgo.Value, err error) {
 	if depth > maxDataDepth {
-		return nil, d.errorf("nested deeper than %d", maxDataDepth)
+		return v, d.errorf("nested deeper than %d", maxDataDepth)
 	}
 	switch c := d.peek(); {
 	case c == 'n':
 		if err := d.literal("null"); err != nil {
-			return nil, err
+			return v, err
 		}
 		if t.kind == kindDyn {
-			return types.NullValue, nil
+			return celgo.OfNull(), nil
 		}
-		return nil, nil
+		return v, nil
 	case c == '{':
 		switch t.kind {
 		case kindObject:
@@ -101,7 +148,7 @@ func (d *jsonDecoder) value(t *dataType, depth int) (any, error) {
 		case kindDyn:
 			return d.mapOf(dynType, depth)
 		default:
-			return nil, d.mismatch("an object", t)
+			return v, d.mismatch("an object", t)
 		}
 	case c == '[':
 		switch t.kind {
@@ -110,33 +157,31 @@ func (d *jsonDecoder) value(t *dataType, depth int) (any, error) {
 		case kindDyn:
 			return d.list(dynType, depth)
 		default:
-			return nil, d.mismatch("an array", t)
+			return v, d.mismatch("an array", t)
 		}
 	case c == '"':
 		s, err := d.string()
 		if err != nil {
-			return nil, err
+			return v, err
 		}
-		return d.convertString(string(s), t)
+		return d.convertString(s, t)
 	case c == 't', c == 'f':
-		v := types.Bool(c == 't')
-		var err error
 		if c == 't' {
 			err = d.literal("true")
 		} else {
 			err = d.literal("false")
 		}
 		if err != nil {
-			return nil, err
+			return v, err
 		}
 		if t.kind != kindBool && t.kind != kindDyn {
-			return nil, d.mismatch("a boolean", t)
+			return v, d.mismatch("a boolean", t)
 		}
-		return v, nil
+		return celgo.OfBool(c == 't'), nil
 	case c == '-' || (c >= '0' && c <= '9'):
 		return d.number(t)
 	default:
-		return nil, d.errorf("invalid JSON")
+		return v, d.errorf("invalid JSON")
 	}
 }
 
@@ -144,36 +189,36 @@ func (d *jsonDecoder) mismatch(got string, t *dataType) error {
 	return d.errorf("%s where %s belongs", got, t.cel)
 }
 
-func (d *jsonDecoder) convertString(s string, t *dataType) (any, error) {
+func (d *jsonDecoder) convertString(s string, t *dataType) (v celgo.Value, err error) {
 	switch t.kind {
 	case kindString, kindDyn:
-		return types.String(s), nil
+		return celgo.OfString(s), nil
 	case kindBytes:
 		raw, err := base64.StdEncoding.DecodeString(s)
 		if err != nil {
-			return nil, d.errorf("not base64: %v", err)
+			return v, d.errorf("not base64: %v", err)
 		}
-		return types.Bytes(raw), nil
+		return celgo.OfOther(types.Bytes(raw)), nil
 	case kindTimestamp:
 		at, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			return nil, d.errorf("not an RFC 3339 time")
+			return v, d.errorf("not an RFC 3339 time")
 		}
-		return types.Timestamp{Time: at}, nil
+		return celgo.OfTimestamp(at), nil
 	default:
-		return nil, d.mismatch("a string", t)
+		return v, d.mismatch("a string", t)
 	}
 }
 
-func (d *jsonDecoder) object(t *dataType, depth int) (any, error) {
-	o := &object{typ: t, vals: make([]any, len(t.fields))}
+func (d *jsonDecoder) object(t *dataType, depth int) (celgo.Value, error) {
+	o := d.slab.object(t)
 	var seenBits uint64
 	var seenMore map[int]bool
-	err := d.members(func(key []byte) error {
+	err := d.members(func(key string) error {
 		i := t.find(key)
 		if i < 0 {
 			for j := range t.fields {
-				if strings.EqualFold(t.fields[j].name, string(key)) {
+				if strings.EqualFold(t.fields[j].name, key) {
 					return d.errorf("key %q differs from field %q only in case", key, t.fields[j].name)
 				}
 			}
@@ -195,41 +240,39 @@ func (d *jsonDecoder) object(t *dataType, depth int) (any, error) {
 			seenMore[i] = true
 		}
 		v, err := d.value(t.fields[i].typ, depth+1)
-		if v == types.NullValue {
-			v = nil
+		if v.Kind() == celgo.Null {
+			v = celgo.Value{}
 		}
 		o.vals[i] = v
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return o, nil
+	return celgo.OfOther(o), err
 }
 
-func (d *jsonDecoder) mapOf(elem *dataType, depth int) (any, error) {
+func (d *jsonDecoder) mapOf(elem *dataType, depth int) (celgo.Value, error) {
 	m := map[string]any{}
-	err := d.members(func(key []byte) error {
-		k := string(key)
-		if _, dup := m[k]; dup {
+	err := d.members(func(key string) error {
+		if _, dup := m[key]; dup {
 			return d.errorf("duplicate key %q", key)
 		}
 		v, err := d.value(elem, depth+1)
-		if v == nil {
-			v = types.NullValue
-		}
-		m[k] = v
+		m[key] = boxed(v)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
+	return celgo.OfOther(m), err
 }
 
-// members reads an object's members, handing each key (valid until f reads on)
-// to f with the decoder at its value.
-func (d *jsonDecoder) members(f func(key []byte) error) error {
+// boxed returns what a map or list holds for a value: null for one that is absent.
+func boxed(v celgo.Value) any {
+	if v.Kind() == celgo.Absent {
+		return types.NullValue
+	}
+	return v.Boxed()
+}
+
+// members reads an object's members, handing each key to f with the decoder at its
+// value.
+func (d *jsonDecoder) members(f func(key string) error) error {
 	d.i++ // '{'
 	d.space()
 	if d.peek() == '}' {
@@ -267,23 +310,20 @@ func (d *jsonDecoder) members(f func(key []byte) error) error {
 	}
 }
 
-func (d *jsonDecoder) list(elem *dataType, depth int) (any, error) {
+func (d *jsonDecoder) list(elem *dataType, depth int) (celgo.Value, error) {
 	d.i++ // '['
 	d.space()
 	out := []any{}
 	if d.peek() == ']' {
 		d.i++
-		return out, nil
+		return celgo.OfOther(out), nil
 	}
 	for {
 		v, err := d.value(elem, depth+1)
 		if err != nil {
-			return nil, err
+			return v, err
 		}
-		if v == nil {
-			v = types.NullValue
-		}
-		out = append(out, v)
+		out = append(out, boxed(v))
 		d.space()
 		switch d.peek() {
 		case ',':
@@ -291,45 +331,47 @@ func (d *jsonDecoder) list(elem *dataType, depth int) (any, error) {
 			d.space()
 		case ']':
 			d.i++
-			return out, nil
+			return celgo.OfOther(out), nil
 		default:
-			return nil, d.errorf("invalid JSON: array not closed")
+			return v, d.errorf("invalid JSON: array not closed")
 		}
 	}
 }
 
-// string reads a string; the result may alias the input.
-func (d *jsonDecoder) string() ([]byte, error) {
+// string reads a string; the result is a part of the input unless that has escapes.
+func (d *jsonDecoder) string() (string, error) {
 	start := d.i + 1
-	escaped := false
+	escaped, ascii := false, true
 	for i := start; i < len(d.b); i++ {
 		switch c := d.b[i]; {
 		case c == '"':
 			raw := d.b[start:i]
 			d.i = i + 1
-			if !utf8.Valid(raw) {
-				return nil, d.errorf("a string is not UTF-8")
+			if !ascii && !utf8.ValidString(raw) {
+				return "", d.errorf("a string is not UTF-8")
 			}
 			if !escaped {
 				return raw, nil
 			}
 			var s string
-			if err := json.Unmarshal(d.b[start-1:i+1], &s); err != nil {
-				return nil, d.errorf("invalid string: %v", err)
+			if err := json.Unmarshal([]byte(d.b[start-1:i+1]), &s); err != nil {
+				return "", d.errorf("invalid string: %v", err)
 			}
-			return []byte(s), nil
+			return s, nil
 		case c == '\\':
 			escaped = true
 			i++
 		case c < 0x20:
 			d.i = i
-			return nil, d.errorf("control character in a string")
+			return "", d.errorf("control character in a string")
+		case c >= utf8.RuneSelf:
+			ascii = false
 		}
 	}
-	return nil, d.errorf("string not closed")
+	return "", d.errorf("string not closed")
 }
 
-func (d *jsonDecoder) number(t *dataType) (any, error) {
+func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
 	start := d.i
 	integer := true
 	if d.peek() == '-' {
@@ -340,13 +382,13 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 		d.i++
 	case d.digits():
 	default:
-		return nil, d.errorf("invalid number")
+		return v, d.errorf("invalid number")
 	}
 	if d.peek() == '.' {
 		integer = false
 		d.i++
 		if !d.digits() {
-			return nil, d.errorf("invalid number")
+			return v, d.errorf("invalid number")
 		}
 	}
 	if c := d.peek(); c == 'e' || c == 'E' {
@@ -356,49 +398,46 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 			d.i++
 		}
 		if !d.digits() {
-			return nil, d.errorf("invalid number")
+			return v, d.errorf("invalid number")
 		}
 	}
 	raw := d.b[start:d.i]
 	switch t.kind {
 	case kindInt, kindDuration:
 		if !integer {
-			return nil, d.errorf("%s is not an integer", raw)
+			return v, d.errorf("%s is not an integer", raw)
 		}
 		n, ok := smallInt(raw)
 		if !ok {
-			var err error
-			if n, err = strconv.ParseInt(string(raw), 10, 64); err != nil {
-				return nil, d.errorf("%s does not fit 64 bits", raw)
+			if n, err = strconv.ParseInt(raw, 10, 64); err != nil {
+				return v, d.errorf("%s does not fit 64 bits", raw)
 			}
 		}
 		if t.kind == kindDuration {
-			return types.Duration{Duration: time.Duration(n)}, nil
+			return celgo.OfDuration(time.Duration(n)), nil
 		}
-		return types.Int(n), nil
+		return celgo.OfInt(n), nil
 	case kindUint:
-		n, err := strconv.ParseUint(string(raw), 10, 64)
+		n, err := strconv.ParseUint(raw, 10, 64)
 		if !integer || err != nil {
-			return nil, d.errorf("%s is not an unsigned 64-bit integer", raw)
+			return v, d.errorf("%s is not an unsigned 64-bit integer", raw)
 		}
-		return types.Uint(n), nil
+		return celgo.OfUint(n), nil
 	case kindDouble, kindDyn:
 		f, ok := smallFloat(raw)
 		if !ok {
-			var err error
-			if f, err = strconv.ParseFloat(string(raw), 64); err != nil || math.IsInf(f, 0) {
-				return nil, d.errorf("%s does not fit a double", raw)
+			if f, err = strconv.ParseFloat(raw, 64); err != nil || math.IsInf(f, 0) {
+				return v, d.errorf("%s does not fit a double", raw)
 			}
 		}
-		return types.Double(f), nil
+		return celgo.OfDouble(f), nil
 	default:
-		return nil, d.mismatch("a number", t)
+		return v, d.mismatch("a number", t)
 	}
 }
 
-// smallInt parses an integer of up to 18 digits, which can't overflow, without
-// the string that strconv wants.
-func smallInt(b []byte) (int64, bool) {
+// smallInt parses an integer of up to 18 digits, which can't overflow.
+func smallInt(b string) (int64, bool) {
 	neg := b[0] == '-'
 	if neg {
 		b = b[1:]
@@ -407,8 +446,8 @@ func smallInt(b []byte) (int64, bool) {
 		return 0, false
 	}
 	var n int64
-	for _, c := range b {
-		n = n*10 + int64(c-'0')
+	for i := range len(b) {
+		n = n*10 + int64(b[i]-'0')
 	}
 	if neg {
 		n = -n
@@ -421,15 +460,15 @@ var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 
 // smallFloat parses a decimal whose digits and power of ten are exact doubles
 // (below 2^53, up to 10^22), so that one division rounds once and correctly
 // (W. D. Clinger, How to Read Floating Point Numbers Accurately, 1990).
-func smallFloat(b []byte) (float64, bool) {
+func smallFloat(b string) (float64, bool) {
 	neg := b[0] == '-'
 	if neg {
 		b = b[1:]
 	}
 	var n uint64
 	digits, fraction, seenDot := 0, 0, false
-	for _, c := range b {
-		switch {
+	for i := range len(b) {
+		switch c := b[i]; {
 		case c == '.':
 			seenDot = true
 		case c >= '0' && c <= '9':

@@ -69,7 +69,7 @@ func FuzzSmallFloat(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		d := jsonDecoder{b: []byte(s)}
+		d := jsonDecoder{b: s}
 		v, err := d.number(&dataType{kind: kindDouble, cel: types.DoubleType})
 		if err != nil || d.i != len(s) {
 			return
@@ -78,7 +78,7 @@ func FuzzSmallFloat(f *testing.F) {
 		if err != nil {
 			t.Fatalf("accepted %q: %v", s, err)
 		}
-		if got := float64(v.(types.Double)); math.Float64bits(got) != math.Float64bits(want) {
+		if got := float64(v.Boxed().(types.Double)); math.Float64bits(got) != math.Float64bits(want) {
 			t.Fatalf("%q = %v, want %v", s, got, want)
 		}
 	})
@@ -132,7 +132,7 @@ func TestDataTypeFollowsEncodingJSON(t *testing.T) {
 	}
 	d := newTypeTable().of(reflect.TypeOf(v))
 	for k := range keys {
-		if d.find([]byte(k)) < 0 {
+		if d.find(k) < 0 {
 			t.Errorf("no field %q", k)
 		}
 	}

@@ -2,6 +2,8 @@ package governance
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -154,7 +156,7 @@ func Load(opts Options, srcs ...Source) (*PolicySet, error) {
 	default:
 		return nil, fmt.Errorf("%w: Options.Default is %q; it must be allow or deny", ErrConfig, opts.Default)
 	}
-	l := &loader{opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, compilers: map[*dataType]*compiler{}}
+	l := &loader{opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, bindings: map[string]*bindingSpec{}, compilers: map[*dataType]*compiler{}}
 	l.opts.Limits = opts.Limits.withDefaults()
 	env, err := newEnv(l.table)
 	if err != nil {
@@ -162,11 +164,14 @@ func Load(opts Options, srcs ...Source) (*PolicySet, error) {
 	}
 	l.env = env
 	set := &PolicySet{def: opts.Default, limits: l.opts.Limits, types: opts.Types}
+	var specs []policySpec
 	for _, src := range srcs {
-		for _, spec := range l.parse(src) {
-			if p := l.compile(spec); p != nil {
-				set.policies = append(set.policies, p)
-			}
+		specs = append(specs, l.parse(src)...)
+	}
+	l.applyBindings(specs)
+	for _, spec := range specs {
+		if p := l.compile(spec); p != nil {
+			set.policies = append(set.policies, p)
 		}
 	}
 	if len(set.policies) > MaxPolicies {
@@ -187,7 +192,11 @@ type loader struct {
 	env       *cel.Env
 	compilers map[*dataType]*compiler
 	seen      map[string]*policySpec
+	bindings  map[string]*bindingSpec // by policy
 	faults    *LoadError
+	// watch hears of the fields and words that are known at each place read; nil but
+	// in the test that holds the published schema to the parser.
+	watch func(path string, known []string)
 }
 
 func (l *loader) fault(e *PolicyError) {
@@ -206,11 +215,15 @@ func (l *loader) compilerFor(data *dataType) (*compiler, error) {
 	if c, ok := l.compilers[data]; ok {
 		return c, nil
 	}
-	env, err := l.env.Extend(
+	opts := []cel.EnvOption{
 		cel.Variable(declData, data.cel),
 		cel.Variable(declPoint, cel.StringType),
 		cel.Variable(declNow, cel.TimestampType),
-	)
+	}
+	for i := range factTypes {
+		opts = append(opts, cel.Variable(factNames[i], factTypes[i].cel))
+	}
+	env, err := l.env.Extend(opts...)
 	if err != nil {
 		return nil, fmt.Errorf("governance: extend the expression environment: %w", err)
 	}
@@ -258,7 +271,8 @@ func (l *loader) compile(spec policySpec) *policy {
 		return nil
 	}
 	c := *base
-	p := &policy{name: spec.Name, spec: spec, data: c.data, failure: spec.Failure, mode: spec.Mode}
+	p := &policy{name: spec.Name, data: c.data, failure: spec.Failure, mode: spec.Mode}
+	c.tainted = map[string]bool{}
 	for _, pt := range spec.Match.Points {
 		p.publish = p.publish || pt == string(events.OnPublish)
 		p.receive = p.receive || pt == string(events.OnReceive)
@@ -275,6 +289,13 @@ func (l *loader) compile(spec policySpec) *policy {
 		}
 		return prg
 	}
+	if p.params = l.params(&spec); p.params != nil {
+		c.params = p.params.typ
+		if err := c.extend(declParams, p.params.typ.cel); err != nil {
+			l.fault(&PolicyError{File: spec.file, Line: spec.line, Policy: spec.Name, Field: "spec.params", Msg: err.Error()})
+			return nil
+		}
+	}
 	for _, v := range spec.Variables {
 		prg := build(v.Name, v.at, nil)
 		name := variablePrefix + v.Name
@@ -282,23 +303,46 @@ func (l *loader) compile(spec policySpec) *policy {
 		if prg != nil {
 			t = prg.out
 			p.vars = append(p.vars, variable{name: name, prg: prg})
+			c.tainted[name] = prg.tainted
 		}
 		if err := c.extend(name, t); err != nil {
 			l.expressionFault(&spec, v.Name, v.at, compileFault{msg: err.Error()})
 			ok = false
 		}
 	}
-	for _, r := range spec.Rules {
-		out := rule{id: spec.Name + "/" + r.Name, name: r.Name, message: r.Message, reason: r.Reason, action: r.Action}
-		out.check = build(r.Name, r.at, types.BoolType)
+	for i := range spec.Rules {
+		r := &spec.Rules[i]
+		out := rule{id: spec.Name + "/" + r.Name, name: r.Name, message: r.Message, reason: r.Reason, action: r.Action, spec: r}
+		if out.check = build(r.Name, r.at, types.BoolType); out.check != nil {
+			out.tainted = out.check.tainted
+		}
 		if r.messageAt != nil {
-			out.dynamic = build(r.Name, r.messageAt, types.StringType)
+			if out.dynamic = build(r.Name, r.messageAt, types.StringType); out.dynamic != nil {
+				out.taintedMessage = out.dynamic.tainted
+			}
+		}
+		if r.Redact != nil {
+			var faults []*PolicyError
+			out.paths, faults = r.Redact.compile(c.data)
+			for _, f := range faults {
+				f.File, f.Line, f.Policy, f.Rule = spec.file, r.line, spec.Name, r.Name
+				l.fault(f)
+				ok = false
+			}
+			p.redacts = p.redacts || len(out.paths) > 0
 		}
 		p.rules = append(p.rules, out)
 	}
 	if !ok {
 		return nil
 	}
+	p.spec = spec
+	raw, err := json.Marshal(&p.spec)
+	if err != nil {
+		l.fault(&PolicyError{File: spec.file, Line: spec.line, Policy: spec.Name, Msg: err.Error()})
+		return nil
+	}
+	p.digest = sha256.Sum256(raw)
 	return p
 }
 

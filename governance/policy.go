@@ -33,9 +33,52 @@ const (
 type ruleAction string
 
 const (
-	actionDeny ruleAction = "deny"
-	actionWarn ruleAction = "warn"
+	actionDeny       ruleAction = "deny"
+	actionWarn       ruleAction = "warn"
+	actionQuarantine ruleAction = "quarantine"
+	actionRedact     ruleAction = "redact"
+	actionRoute      ruleAction = "route"
+	actionApproval   ruleAction = "requireApproval"
 )
+
+// effect is what the bus is told.
+func (a ruleAction) effect() events.Action {
+	switch a {
+	case actionWarn:
+		return events.Warn
+	case actionQuarantine:
+		return events.Quarantine
+	case actionRedact:
+		return events.Redact
+	case actionRoute:
+		return events.Route
+	case actionApproval:
+		return events.RequireApproval
+	default:
+		return events.Deny
+	}
+}
+
+// precedence orders actions: of several rules that do not hold the highest
+// decides.
+func precedence(a events.Action) int {
+	switch a {
+	case events.Allow:
+		return 0
+	case events.Warn:
+		return 1
+	case events.Route:
+		return 2
+	case events.Redact:
+		return 3
+	case events.RequireApproval:
+		return 4
+	case events.Quarantine:
+		return 5
+	default:
+		return 6
+	}
+}
 
 // failure says what an expression that cannot be evaluated leads to.
 type failure string
@@ -71,8 +114,13 @@ type ruleSpec struct {
 	MessageExpression string     `json:"messageExpression"`
 	Reason            string     `json:"reason"`
 	Action            ruleAction `json:"action"`
+	// What the action of that name does; nil with any other.
+	Approval *approvalSpec `json:"approval,omitempty"`
+	Redact   *redactSpec   `json:"redact,omitempty"`
+	Route    *routeSpec    `json:"route,omitempty"`
 
 	at, messageAt *source
+	line          int
 }
 
 // policySpec is one document with its defaults filled in. Its JSON is what the
@@ -80,6 +128,7 @@ type ruleSpec struct {
 type policySpec struct {
 	Name      string         `json:"name"`
 	Match     matchSpec      `json:"match"`
+	Params    []paramSpec    `json:"params,omitempty"`
 	Variables []variableSpec `json:"variables"`
 	Rules     []ruleSpec     `json:"rules"`
 	Failure   failure        `json:"failure"`
@@ -98,20 +147,27 @@ type rule struct {
 	dynamic *program // message expression; may be nil
 	reason  string
 	action  ruleAction
+	spec    *ruleSpec
+	paths   []dataPath // of a redaction
+	// tainted: its dynamic message, or an error of check, can show event data.
+	tainted, taintedMessage bool
 }
 
 // policy is a compiled policy. Immutable.
 type policy struct {
 	name    string
 	spec    policySpec
+	digest  [sha256.Size]byte // of spec
 	data    *dataType
+	params  *object // nil: none are declared
 	vars    []variable
 	rules   []rule
 	failure failure
 	mode    Mode
 	publish bool
 	receive bool
-	impure  bool // some expression reads now or point
+	impure  bool // some expression reads more than the event: now, point or a fact
+	redacts bool // some rule takes out event data
 }
 
 // matches reports whether the event is one of the policy's, its type and point
@@ -132,6 +188,7 @@ type PolicySet struct {
 
 	types TypeSource // may be nil
 
+	byType typeIndex
 	exact  map[string]*plan // of the types that policies name
 	others sync.Map         // of other types seen: string -> *plan
 	nOther atomic.Int64
@@ -147,12 +204,12 @@ type plan struct {
 	// Policies that see the data untyped hold them to it all the same, because
 	// their consumers will: encoding/json reads {"Labels": ...} as labels.
 	data    *dataType
-	publish []*policy
-	receive []*policy
+	publish policyIndex
+	receive policyIndex
 	// fresh is what remains to evaluate on receive when the stamp proves that
 	// this very set permitted these very bytes: policies not evaluated on publish
 	// and those whose outcome depends on the point or the time.
-	fresh []*policy
+	fresh policyIndex
 }
 
 // Digest returns "sha256:" and the hex SHA-256 of the set's canonical content:
@@ -210,20 +267,19 @@ func (s *PolicySet) newPlan(typ string) *plan {
 			}
 		}
 	}
-	for _, p := range s.policies {
-		if !matchAny(p.spec.Match.Types, typ) {
-			continue
-		}
+	var publish, receive, fresh []*policy
+	s.byType.of(s.policies, typ, func(p *policy) {
 		if p.publish {
-			pl.publish = append(pl.publish, p)
+			publish = append(publish, p)
 		}
 		if p.receive {
-			pl.receive = append(pl.receive, p)
+			receive = append(receive, p)
 			if p.impure || !p.publish {
-				pl.fresh = append(pl.fresh, p)
+				fresh = append(fresh, p)
 			}
 		}
-	}
+	})
+	pl.publish, pl.receive, pl.fresh = newPolicyIndex(publish), newPolicyIndex(receive), newPolicyIndex(fresh)
 	return pl
 }
 
@@ -244,6 +300,7 @@ func (s *PolicySet) seal() error {
 	}
 	s.digest = sha256.Sum256(raw)
 	s.ref, _ = newPolicyRef(hex.EncodeToString(s.digest[:16])) // well-formed by construction
+	s.byType = newTypeIndex(s.policies)
 	s.exact = map[string]*plan{}
 	for _, p := range s.policies {
 		for _, t := range p.spec.Match.Types {

@@ -11,13 +11,14 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
-// object is decoded data of a known type. A nil value means that the field was
-// absent or null. Immutable once decoded.
+// object is decoded data of a known type. An absent value means that the field was
+// absent or null. Immutable once decoded, and valid for one event.
 type object struct {
 	typ  *dataType
-	vals []any // ref.Val, map[string]any or []any, by field
+	vals []celgo.Value // by field
 }
 
 var (
@@ -47,14 +48,14 @@ func (o *object) Equal(other ref.Val) ref.Val {
 	}
 	for i, v := range o.vals {
 		w := p.vals[i]
-		if v == nil || w == nil {
-			if v != nil || w != nil {
+		if v.Kind() == celgo.Absent || w.Kind() == celgo.Absent {
+			if v.Kind() != w.Kind() {
 				return types.False
 			}
 			continue
 		}
-		a := types.DefaultTypeAdapter.NativeToValue(v)
-		if eq := a.Equal(types.DefaultTypeAdapter.NativeToValue(w)); eq != types.True {
+		a := types.DefaultTypeAdapter.NativeToValue(v.Boxed())
+		if eq := a.Equal(types.DefaultTypeAdapter.NativeToValue(w.Boxed())); eq != types.True {
 			return eq
 		}
 	}
@@ -74,7 +75,7 @@ func (o *object) Get(index ref.Val) ref.Val {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(index)
 	}
-	i := o.typ.find([]byte(name))
+	i := o.typ.find(string(name))
 	if i < 0 {
 		return types.NewErr("%s has no field %q", o.typ.name, string(name))
 	}
@@ -91,11 +92,11 @@ func (o *object) IsSet(index ref.Val) ref.Val {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(index)
 	}
-	i := o.typ.find([]byte(name))
+	i := o.typ.find(string(name))
 	if i < 0 {
 		return types.NewErr("%s has no field %q", o.typ.name, string(name))
 	}
-	return types.Bool(o.vals[i] != nil)
+	return types.Bool(o.vals[i].Kind() != celgo.Absent)
 }
 
 // eventVal is the CEL value of an event's attributes. It lives in a pooled
@@ -109,7 +110,17 @@ type eventVal struct {
 // attributes are the extension attributes that expressions see; the stamp's MAC
 // covers all of them.
 type attributes struct {
-	pipeline, run, stage, cause, dataref string
+	pipeline, run, stage, cause, dataref, actor, labels string
+	// What the Judge alone sets.
+	route, columns, approval, released string
+}
+
+// reserved names the attributes that the Judge alone sets.
+var reserved = [...]string{ExtStamp, events.ExtRoute, events.ExtColumns, events.ExtApproval, events.ExtReleased} //nolint:gochecknoglobals // a constant table
+
+// isReserved reports whether one of them, the stamp apart, is set.
+func (a *attributes) isReserved() bool {
+	return a.route != "" || a.columns != "" || a.approval != "" || a.released != ""
 }
 
 var _ ref.Val = (*eventVal)(nil)
@@ -155,6 +166,13 @@ func newEventType() *dataType {
 				}
 				return types.String(get(e)), nil
 			},
+		}, get: func(x any) (v celgo.Value, set, ok bool) {
+			e, ok := x.(*eventVal)
+			if !ok {
+				return v, false, false
+			}
+			text := get(e)
+			return celgo.OfString(text), text != "", true
 		}})
 	}
 	str("id", func(e *eventVal) string { return e.ctx.ID })
@@ -165,6 +183,7 @@ func newEventType() *dataType {
 	str("run", func(e *eventVal) string { return e.ext.run })
 	str("stage", func(e *eventVal) string { return e.ext.stage })
 	str("cause", func(e *eventVal) string { return e.ext.cause })
+	str("actor", func(e *eventVal) string { return e.ext.actor })
 	t.fields = append(t.fields, field{name: "time", typ: &dataType{kind: kindTimestamp, cel: types.TimestampType}, cel: &types.FieldType{
 		Type:  types.TimestampType,
 		IsSet: func(target any) bool { e, ok := target.(*eventVal); return ok && e.ctx.Time != nil },
@@ -178,24 +197,41 @@ func newEventType() *dataType {
 			}
 			return types.Timestamp{Time: e.ctx.Time.Time}, nil
 		},
+	}, get: func(x any) (v celgo.Value, set, ok bool) {
+		e, ok := x.(*eventVal)
+		if !ok || e.ctx.Time == nil {
+			return v, false, ok
+		}
+		return celgo.OfTimestamp(e.ctx.Time.Time), true, true
 	}})
 	return t
 }
 
 // readAttributes reads the extension attributes by their canonical strings, as
 // they travel in headers.
-func readAttributes(c *event.EventContextV1) attributes {
-	if len(c.Extensions) == 0 {
-		return attributes{}
+func readAttributes(c *event.EventContextV1) (a attributes) {
+	left := len(c.Extensions)
+	if left == 0 {
+		return a
 	}
-	if _, stamped := c.Extensions[ExtStamp]; stamped && len(c.Extensions) == 1 {
-		return attributes{}
+	if _, stamped := c.Extensions[ExtStamp]; stamped {
+		left--
 	}
-	return attributes{
-		pipeline: extension(c, events.ExtPipeline),
-		run:      extension(c, events.ExtRun),
-		stage:    extension(c, events.ExtStage),
-		cause:    extension(c, events.ExtCause),
-		dataref:  extension(c, events.ExtDataRef),
+	for _, x := range [...]struct {
+		name string
+		to   *string
+	}{
+		{events.ExtPipeline, &a.pipeline}, {events.ExtRun, &a.run}, {events.ExtStage, &a.stage}, {events.ExtCause, &a.cause},
+		{events.ExtDataRef, &a.dataref}, {events.ExtActor, &a.actor}, {events.ExtLabels, &a.labels},
+		{events.ExtRoute, &a.route}, {events.ExtColumns, &a.columns}, {events.ExtApproval, &a.approval}, {events.ExtReleased, &a.released},
+	} {
+		if left == 0 {
+			break
+		}
+		if v, ok := c.Extensions[x.name]; ok {
+			*x.to = extensionText(v)
+			left--
+		}
 	}
+	return a
 }
