@@ -36,3 +36,22 @@ func TryResign(k *SigningKey, data []byte) []byte {
 	}
 	return append(append(signed, '\n'), content...)
 }
+
+// Bomb is a stored value of many bytes, all the same.
+func Bomb() []byte {
+	v, err := pack(make([]byte, 2*MaxBytes))
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// Pack is the stored form of a bundle's text, whatever that is.
+func Pack(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	v, err := pack(data)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return v
+}

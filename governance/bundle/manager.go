@@ -141,7 +141,8 @@ func (m *Manager) begin(ctx context.Context) error {
 		return nil // none was ever applied
 	}
 	failed := errors.Join(m.status.Reached, m.status.Refused)
-	if err := m.fromDisk(ctx); err != nil {
+	// The context may have ended with the wait for the store.
+	if err := m.fromDisk(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("policies: no bundle can be put in force, so that nothing may pass: %w; and the last good copy: %w", failed, err)
 	}
 	m.cfg.Log.WarnContext(ctx, "policies: the last good copy on disk is in force", "bundle", m.bundle.Name, "version", m.bundle.Position.String(), "reason", failed)
@@ -347,8 +348,7 @@ func without(list []string, s string) []string {
 }
 
 // Start gives the engine the policies of each bundle from now on, beginning with
-// the one in force, if any. It makes the bucket unless it is there or may not be
-// made. The Manager stops with Close.
+// the one in force, if any. The Manager stops with Close.
 func (m *Manager) Start(ctx context.Context, engine Engine) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -383,7 +383,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	}
 }
 
-// Refresh reads the store now.
+// Refresh reads the store now. The error wraps ErrUnavailable; what it thinks of
+// what it read is in the Status.
 func (m *Manager) Refresh(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -396,6 +397,10 @@ func (m *Manager) Refresh(ctx context.Context) error {
 	m.consider(ctx, e, err)
 	return m.status.Reached
 }
+
+// askWait bounds a request of the background: one that a starting server lost
+// must not hold up the next.
+const askWait = time.Second
 
 // run watches until Close. A watch tells of a write within milliseconds; reading
 // the store, when the connection is back and from time to time, mends what a
@@ -417,7 +422,7 @@ func (m *Manager) run(ctx context.Context) {
 	}
 	defer drop()
 	for n := 0; ; n++ {
-		if watch == nil {
+		if watch == nil && nc.IsConnected() {
 			if watch = m.watch(ctx); watch != nil {
 				updates = watch.Updates()
 			}
@@ -440,24 +445,43 @@ func (m *Manager) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		_ = m.Refresh(ctx) // told in the status
+		asking, cancel := context.WithTimeout(ctx, askWait)
+		_ = m.Refresh(asking) // told in the status
+		cancel()
 		m.keepAgain(ctx)
 	}
 }
 
 // watch begins to watch; nil if the server does not answer or has no bucket.
 func (m *Manager) watch(ctx context.Context) jetstream.KeyWatcher {
-	asking, cancel := bounded(ctx)
+	asking, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
 	kv, err := m.cfg.Store.bucket(asking)
 	if err != nil {
 		return nil
 	}
-	w, err := kv.Watch(ctx, m.cfg.Store.Name())
-	if err != nil {
+	// The context of a watch is its life, so that the wait for its beginning needs
+	// another end.
+	life, end := context.WithCancel(ctx)
+	late := time.AfterFunc(askWait, end)
+	w, err := kv.Watch(life, m.cfg.Store.Name())
+	if err != nil || !late.Stop() {
+		end()
 		return nil
 	}
-	return w
+	return &endedWatch{w, end}
+}
+
+// endedWatch ends its context with the watch.
+type endedWatch struct {
+	jetstream.KeyWatcher
+	end context.CancelFunc
+}
+
+func (w *endedWatch) Stop() error {
+	err := w.KeyWatcher.Stop()
+	w.end()
+	return err
 }
 
 func (m *Manager) update(ctx context.Context, e jetstream.KeyValueEntry) {
