@@ -31,3 +31,18 @@ func (s *PolicySet) Canonical() ([]byte, error) {
 	}
 	return raw, nil
 }
+
+// RuleRef names a rule.
+type RuleRef struct{ Policy, Rule string }
+
+// Rules returns the rules of all policies, by policy, in the order they are
+// evaluated in.
+func (s *PolicySet) Rules() []RuleRef {
+	var out []RuleRef
+	for _, p := range s.policies {
+		for i := range p.rules {
+			out = append(out, RuleRef{p.name, p.rules[i].name})
+		}
+	}
+	return out
+}
