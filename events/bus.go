@@ -97,7 +97,7 @@ type Bus struct {
 }
 
 type counters struct {
-	published, received, judged, denied, deadLettered atomic.Uint64
+	published, received, judged, denied, held, deadLettered atomic.Uint64
 }
 
 // Open checks the configuration, creates or updates the streams and returns
@@ -229,6 +229,7 @@ type Stats struct {
 	Received     uint64 // messages taken from the stream
 	Judged       uint64 // events decided on, on publish and on receive
 	Denied       uint64 // of them refused
+	Held         uint64 // put in the held stream by this process
 	DeadLettered uint64 // moved to the dead-letter stream by this process
 }
 
@@ -239,6 +240,7 @@ func (b *Bus) Stats() Stats {
 		Received:     b.stats.received.Load(),
 		Judged:       b.stats.judged.Load(),
 		Denied:       b.stats.denied.Load(),
+		Held:         b.stats.held.Load(),
 		DeadLettered: b.stats.deadLettered.Load(),
 	}
 }

@@ -376,7 +376,8 @@ func (c *Consumer) judge(rs []*received) *judgement {
 	return j
 }
 
-// pass returns the messages that may reach the handler and buries the others.
+// pass returns the messages that may reach the handler and holds or buries the
+// others.
 func (c *Consumer) pass(j *judgement) []*received {
 	if j.err != nil {
 		c.handBack(j.messages)
@@ -390,6 +391,10 @@ func (c *Consumer) pass(j *judgement) []*received {
 			continue
 		}
 		c.b.stats.denied.Add(1)
+		if v.Action == Quarantine || v.Action == RequireApproval {
+			c.hold(r, v)
+			continue
+		}
 		c.bury(r, DeadLetter{Kind: DeadDenied, Reason: (&DeniedError{Verdict: *v}).Error(), DecisionID: v.DecisionID, Policy: v.Policy})
 	}
 	return pass

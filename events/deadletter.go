@@ -134,8 +134,7 @@ func (b *Bus) bury(ctx context.Context, d DeadLetter) error {
 	call := b.sender.begin(1)
 	b.sender.send(ctx, call, m)
 	err := b.sender.wait(ctx, call)[0]
-	var api *jetstream.APIError
-	if errors.As(err, &api) && api.ErrorCode == errCodeWrongSequence {
+	if isTaken(err) {
 		return nil
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
@@ -25,6 +26,17 @@ const (
 	ExtStage    = "stkstage"    // stage that published it
 	ExtCause    = "stkcause"    // id of the event that led to this one
 	ExtDataRef  = "dataref"     // claim check: where a payload over the limit is
+	ExtActor    = "stkactor"    // person or service on whose behalf the event is published
+	ExtLabels   = "stklabels"   // labels of what the event is about, joined by commas: pii,residency:eu
+)
+
+// Extension attributes that the Judge alone sets. What a publisher puts there is
+// taken off before the event is judged.
+const (
+	ExtRoute    = "stkroute"    // where the event is to be handled; read by RouteOf
+	ExtColumns  = "stkcolumns"  // columns of the event's batch to drop or mask; read by ColumnsOf
+	ExtApproval = "stkapproval" // approvals the event passed by: "policy/rule=id", joined by spaces
+	ExtReleased = "stkreleased" // who let the event go from the held stream
 )
 
 // New builds an event with data marshalled as JSON. id must be the same
@@ -63,6 +75,14 @@ var (
 	ErrTooLarge = errors.New("event data too large")
 	// ErrDenied: governance refused the event. Never retry unchanged.
 	ErrDenied = errors.New("event denied")
+	// ErrQuarantined: governance holds the event, which matches ErrDenied too: it is
+	// in the held stream until Bus.Release lets it go, and need not be sent again.
+	ErrQuarantined = errors.New("event quarantined")
+	// ErrApprovalRequired: people must approve the event first. It is not stored
+	// anywhere; publish it again, unchanged, when they have. Does not match ErrDenied.
+	ErrApprovalRequired = errors.New("event needs approval")
+	// ErrNotHeld: there is no held event of that id (any more).
+	ErrNotHeld = errors.New("no such held event")
 	// ErrClosed: the bus is closed or draining.
 	ErrClosed = errors.New("bus closed")
 	// ErrUnavailable: nothing was decided or nothing was acknowledged. The event
@@ -92,9 +112,46 @@ func (e *DeniedError) Error() string {
 
 func (e *DeniedError) Unwrap() error { return ErrDenied }
 
+// Is makes a quarantine match ErrQuarantined.
+func (e *DeniedError) Is(target error) bool {
+	return target == ErrQuarantined && e.Verdict.Action == Quarantine
+}
+
+// ApprovalRequiredError says what approval an event waits for. It wraps
+// ErrApprovalRequired. Find it with errors.As, park, and publish the event again
+// when the approval is given.
+type ApprovalRequiredError struct {
+	Need    ApprovalNeed
+	Verdict Verdict
+}
+
+func (e *ApprovalRequiredError) Error() string {
+	s := fmt.Sprintf("%v by %d", ErrApprovalRequired, max(e.Need.Quorum, 1))
+	if len(e.Need.Roles) > 0 {
+		s += " of " + strings.Join(e.Need.Roles, ", ")
+	}
+	if e.Need.Policy != "" {
+		s += ", says " + e.Need.Policy
+	}
+	if e.Need.Reason != "" {
+		s += ": " + e.Need.Reason
+	}
+	return s + " [approval " + e.Need.ID + "]"
+}
+
+func (e *ApprovalRequiredError) Unwrap() error { return ErrApprovalRequired }
+
+// refusal is the error for an event that its verdict does not permit.
+func refusal(v Verdict) error {
+	if v.Action == RequireApproval && v.Approval != nil {
+		return &ApprovalRequiredError{Need: *v.Approval, Verdict: v}
+	}
+	return &DeniedError{Verdict: v}
+}
+
 // Error says which event failed, why, and what to do about it.
 type Error struct {
-	Op   string // "open", "approve", "publish", "receive", "subscribe", "probe"
+	Op   string // "open", "approve", "publish", "receive", "release", "subscribe", "probe"
 	ID   string // of the event, if one is meant
 	Type string // of the event, if one is meant
 	Hint string // what to do

@@ -42,7 +42,8 @@ type outgoing struct {
 // Approve validates and judges the events without publishing them, and stamps
 // them in place, so that an effect that must precede publication (a catalog
 // commit) happens only after an allow. Publish does not judge a stamped event
-// again. The error joins one *Error per refused event.
+// again. The error joins one *Error per refused event. Nothing is held: the
+// effect of an event that is quarantined here has not happened.
 //
 // The bus remembers a digest of all that it approved, stamp included, until the
 // event is published: an event that is changed after Approve, or approved by
@@ -74,7 +75,9 @@ func (b *Bus) Approve(ctx context.Context, evs ...*Event) error {
 // Publish validates, judges and publishes the events in order, and returns when
 // all that were permitted are persisted (publish acknowledgements received).
 // The error joins one *Error per event that is not in the stream; the others
-// are. Publishing an id again is a success and stores nothing.
+// are. Publishing an id again is a success and stores nothing. An event that
+// governance quarantines is in the held stream (ErrQuarantined); one that needs
+// approval first is nowhere (ErrApprovalRequired).
 //
 // The events are not changed, and may be the caller's again once Publish
 // returns. A message that a broken connection lost is sent again, which may
@@ -119,6 +122,7 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 		for i := range chunk {
 			o := &chunk[i]
 			if o.err != nil {
+				b.holdRefused(ctx, o)
 				continue
 			}
 			e, _ := b.envelopes.Get().(*envelope)
@@ -149,6 +153,18 @@ func (b *Bus) publish(ctx context.Context, out []outgoing) error {
 	}
 	b.stats.published.Add(stored)
 	return joinErrors("publish", out)
+}
+
+// holdRefused holds an event that was quarantined. That it could not be held is
+// the worse error: the publisher must then send it again.
+func (b *Bus) holdRefused(ctx context.Context, o *outgoing) {
+	var denied *DeniedError
+	if !errors.As(o.err, &denied) || denied.Verdict.Action != Quarantine {
+		return
+	}
+	if err := b.holdOutgoing(ctx, o, &denied.Verdict); err != nil {
+		o.err = err
+	}
 }
 
 // judgeChunks yields the events in order, chunk by chunk, once each is judged.
@@ -219,7 +235,10 @@ func (b *Bus) judgeOutgoing(ctx context.Context, chunk []outgoing) {
 			chunk[i].err = err
 		case !verdicts[j].Action.Permits():
 			b.stats.denied.Add(1)
-			chunk[i].err = &DeniedError{Verdict: verdicts[j]}
+			chunk[i].err = refusal(verdicts[j])
+		case verdicts[j].Action == Redact && (chunk[i].subject == "" || b.names.isEvent(chunk[i].subject)):
+			// A Judge that takes out what the type needs has made the event invalid.
+			chunk[i].err = b.checkData(&chunk[i].ev)
 		}
 	}
 }

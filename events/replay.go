@@ -87,7 +87,7 @@ func (b *Bus) replay(ctx context.Context, chunk []stored, yield func(Delivery, e
 			verdicts = verdicts[1:]
 			if !v.Action.Permits() {
 				b.stats.denied.Add(1)
-				errs[i] = &DeniedError{Verdict: v}
+				errs[i] = refusal(v)
 			}
 		}
 		d := Delivery{Sequence: m.sequence, Deliveries: 1}

@@ -26,6 +26,10 @@ const (
 	eventSubject     = "event"
 	topicSubject     = "topic"
 	deadLetterWord   = "dlq"
+	heldWord         = "held"
+	heldAge          = 90 * 24 * time.Hour
+	heldBytes        = 256 << 20
+	maxHeldHeaders   = 8 << 10 // what holding adds to a message
 	maxDeliveriesPre = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
 	terminatedPre    = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED."
 )
@@ -39,6 +43,7 @@ func (n names) stream(part string) string { return strings.ToUpper(n.prefix) + "
 func (n names) events() string            { return n.stream("EVENTS") }
 func (n names) topics() string            { return n.stream("TOPICS") }
 func (n names) deadLetters() string       { return n.stream("DLQ") }
+func (n names) heldStream() string        { return n.stream("HELD") }
 func (n names) advisories() string        { return n.stream("ADVISORIES") }
 func (n names) probes() string            { return n.stream("PROBE") }
 func (n names) probe() string             { return n.prefix + "." + probeSubject }
@@ -69,6 +74,14 @@ func (n names) matches(natsSubject, typ string, subject *string) bool {
 
 func (n names) topic(topic string) string {
 	return n.prefix + "." + topicSubject + "." + EncodeToken(topic)
+}
+
+// held is the subject of what is held under an id.
+func (n names) held(id string) string { return n.prefix + "." + heldWord + "." + id }
+
+// isEvent reports whether a NATS subject is one of the event stream.
+func (n names) isEvent(natsSubject string) bool {
+	return strings.HasPrefix(natsSubject, n.prefix+"."+eventSubject+".")
 }
 
 // deadLetter is the subject of the one dead letter that a consumer can leave of
@@ -127,6 +140,19 @@ func (c *Config) streams() []jetstream.StreamConfig {
 		MaxAge:      deadLetterAge,
 		MaxBytes:    deadLetterBytes,
 		Discard:     jetstream.DiscardOld,
+	}, {
+		Name:        n.heldStream(),
+		Description: "Stokehold events that governance holds until somebody lets them go",
+		Subjects:    []string{n.prefix + "." + heldWord + ".>"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    c.Replicas,
+		MaxAge:      heldAge,
+		MaxBytes:    heldBytes,
+		MaxMsgSize:  maxMessageBytes + maxHeldHeaders,
+		// One message for what is held, and a full stream refuses: what waits for a
+		// person must not be pushed out by what comes later.
+		MaxMsgsPerSubject: 1,
+		Discard:           jetstream.DiscardNew,
 	}, {
 		Name:        n.advisories(),
 		Description: "The server's word that a consumer gave up on an event",

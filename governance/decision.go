@@ -30,6 +30,13 @@ type Decision struct {
 	Code     string // the rule's reason word, or one of the Code constants
 	Reason   string // one line for a person; "" for a plain allow
 	Digest   string // of the policy set, as in stamps
+	Actor    string // on whose behalf the event was published; "" if it does not say
+	// Approval is the id of the approval that a RequireApproval waits for, or that
+	// let the event pass; of several the first.
+	Approval string
+	// Effect is what a Redact or Route did to the event, as a URL query of paths,
+	// columns and places, never values: "drop=data.email&route.region=eu".
+	Effect string
 	// Notes are the other rules that did not hold: warnings beside a denial, and
 	// what policies in audit mode would have done. At most MaxNotes.
 	Notes []Note
@@ -38,7 +45,8 @@ type Decision struct {
 // Note is a rule that did not hold but did not decide either.
 type Note struct {
 	Policy, Rule, Reason string
-	Mode                 Mode // of the policy
+	Mode                 Mode          // of the policy
+	Action               events.Action // that the rule asks for, whatever the mode made of it
 }
 
 // MaxNotes bounds the notes of one decision.
@@ -50,6 +58,8 @@ const (
 	CodeNoPolicies = "NoPolicies" // the engine has no policies: denied
 	CodeInvalid    = "Invalid"    // the event is not what can be judged: denied
 	CodeEvaluation = "Evaluation" // an expression failed and the policy says deny
+	CodeRejected   = "Rejected"   // an approval was refused: denied
+	CodeRedaction  = "Redaction"  // without what is to be redacted the event would not be valid: denied
 	CodeUnstamped  = "Unstamped"  // quarantined on receive
 	CodeMalformed  = "Malformed"  // quarantined: the stamp cannot be read
 	CodeUnknownKey = "UnknownKey" // quarantined: no key of that id

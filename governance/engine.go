@@ -30,6 +30,13 @@ type Config struct {
 	// event; default 1 s. The cost limits, which do not depend on the machine's
 	// load, are meant to end an evaluation well before.
 	Deadline time.Duration
+	// Approvals says which approvals were given; nil: none ever is.
+	Approvals Approvals
+	// Facts complete what expressions see beside the event.
+	Facts Facts
+	// FactsTimeout bounds the time that the sources of Facts and Approvals take for
+	// one event, together; default 2 s.
+	FactsTimeout time.Duration
 }
 
 // MaxAccepted bounds the earlier policy sets whose stamps are honoured; the
