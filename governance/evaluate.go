@@ -3,52 +3,81 @@ package governance
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/stokehold/stokehold/events"
 )
 
-// Evaluate returns the decision that an Engine of the set makes of an event,
-// without a log, a stamp or a count: for tests of policies, and for asking what
-// other policies would have said. The event is not changed, and a stamp on it is
-// ignored: on receive all policies with that point are evaluated, as for a stamp
-// of an earlier set. now is the variable of that name.
-func Evaluate(ctx context.Context, set *PolicySet, at events.Point, now time.Time, ev *events.Event) (Decision, error) {
-	if set == nil || ev == nil {
-		return Decision{}, fmt.Errorf("%w: Evaluate needs policies and an event", ErrConfig)
+// Evaluator decides on events as an Engine of a set would, without a log, a
+// stamp or a count: for tests of policies, and for asking what other policies
+// would have said. Not safe for concurrent use.
+type Evaluator struct {
+	engine *Engine
+	before *Engine // stamps with a set without policies, which engine accepts; made on demand
+	keys   *KeyRing
+	set    *PolicySet
+	log    lastLog
+	now    time.Time
+}
+
+// NewEvaluator returns an Evaluator of the set.
+func NewEvaluator(set *PolicySet) (*Evaluator, error) {
+	if set == nil {
+		return nil, fmt.Errorf("%w: an Evaluator needs policies", ErrConfig)
 	}
-	ev, log := withoutStamp(ev), &lastLog{}
-	cfg := Config{Policies: set, Log: log, Clock: func() time.Time { return now }}
-	key, err := NewKey("evaluate")
+	key, err := NewKey("evaluator")
 	if err != nil {
-		return Decision{}, err
+		return nil, err
 	}
-	if cfg.Keys, err = NewKeyRing(key); err != nil {
-		return Decision{}, err
+	e := &Evaluator{set: set}
+	if e.keys, err = NewKeyRing(key); err != nil {
+		return nil, err
 	}
+	e.engine, err = e.newEngine(set)
+	return e, err
+}
+
+func (e *Evaluator) newEngine(set *PolicySet, accept ...string) (*Engine, error) {
+	return NewEngine(Config{Policies: set, Log: &e.log, Keys: e.keys, Accept: accept, Clock: func() time.Time { return e.now }})
+}
+
+// Evaluate returns the decision on an event. The event is not changed, and a
+// stamp on it is ignored: on receive all policies with that point are evaluated,
+// as for a stamp of an earlier set. now is the variable of that name.
+func (e *Evaluator) Evaluate(ctx context.Context, at events.Point, now time.Time, ev *events.Event) (Decision, error) {
+	if ev == nil {
+		return Decision{}, fmt.Errorf("%w: there is no event to evaluate", ErrConfig)
+	}
+	e.now = now
+	ev = withoutStamp(ev)
 	if at == events.OnReceive {
-		// An event that a set without policies let pass comes to all of this one's.
-		before, err := Load(Options{})
-		if err != nil {
+		if err := e.stampBefore(ctx, ev); err != nil {
 			return Decision{}, err
 		}
-		first, err := NewEngine(Config{Policies: before, Log: log, Keys: cfg.Keys, Clock: cfg.Clock})
-		if err != nil {
-			return Decision{}, err
-		}
-		if _, err := first.Judge(ctx, events.OnPublish, []*events.Event{ev}); err != nil {
-			return Decision{}, err
-		}
-		cfg.Accept = []string{before.ShortDigest()}
 	}
-	e, err := NewEngine(cfg)
-	if err != nil {
+	if _, err := e.engine.Judge(ctx, at, []*events.Event{ev}); err != nil {
 		return Decision{}, err
 	}
-	if _, err := e.Judge(ctx, at, []*events.Event{ev}); err != nil {
-		return Decision{}, err
+	return e.log.last, nil
+}
+
+// stampBefore stamps an event as a set without policies lets it pass.
+func (e *Evaluator) stampBefore(ctx context.Context, ev *events.Event) error {
+	if e.before == nil {
+		none, err := Load(Options{})
+		if err != nil {
+			return err
+		}
+		if e.before, err = e.newEngine(none); err != nil {
+			return err
+		}
+		if e.engine, err = e.newEngine(e.set, none.ShortDigest()); err != nil {
+			return err
+		}
 	}
-	return log.last, nil
+	_, err := e.before.Judge(ctx, events.OnPublish, []*events.Event{ev})
+	return err
 }
 
 // withoutStamp is a copy of the event whose attributes may be changed.
@@ -67,7 +96,7 @@ type lastLog struct{ last Decision }
 func (l *lastLog) Append(_ context.Context, ds []Decision) error {
 	if len(ds) > 0 {
 		l.last = ds[len(ds)-1]
-		l.last.Notes = append([]Note(nil), l.last.Notes...)
+		l.last.Notes = slices.Clone(l.last.Notes)
 	}
 	return nil
 }

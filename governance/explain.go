@@ -32,6 +32,7 @@ type Explainer struct {
 	set       *PolicySet
 	compilers map[*policy]*compiler
 	parts     map[*policy]*compiler // that keep macros as they were written
+	decide    *Evaluator
 }
 
 // Limits of an explanation.
@@ -44,8 +45,11 @@ const (
 // NewExplainer loads policies as Load does.
 func NewExplainer(opts Options, srcs ...Source) (*Explainer, error) {
 	x := &Explainer{compilers: map[*policy]*compiler{}, parts: map[*policy]*compiler{}}
-	set, err := load(opts, x.compilers, srcs...)
-	x.set = set
+	var err error
+	if x.set, err = load(opts, x.compilers, srcs...); err != nil {
+		return nil, err
+	}
+	x.decide, err = NewEvaluator(x.set)
 	return x, err
 }
 
@@ -98,7 +102,7 @@ type Value struct{ Expression, Value string }
 func (x *Explainer) Explain(ctx context.Context, at events.Point, now time.Time, ev *events.Event) (*Explanation, error) {
 	ctx, cancel := context.WithTimeout(ctx, explainTime)
 	defer cancel()
-	d, err := Evaluate(ctx, x.set, at, now, ev)
+	d, err := x.decide.Evaluate(ctx, at, now, ev)
 	if err != nil {
 		return nil, err
 	}

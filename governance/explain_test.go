@@ -138,14 +138,18 @@ func TestExplainIsBounded(t *testing.T) {
 
 func TestEvaluateOnReceive(t *testing.T) {
 	set := load(t, governance.Options{}, policyYAML("p", "{points: [receive]}", rule("r", "event.subject == 'x'")))
+	e, err := governance.NewEvaluator(set)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for at, want := range map[events.Point]events.Action{events.OnPublish: events.Allow, events.OnReceive: events.Deny} {
-		d, err := governance.Evaluate(t.Context(), set, at, testTime, newEvent(t, "batch.published", nil))
+		d, err := e.Evaluate(t.Context(), at, testTime, newEvent(t, "batch.published", nil))
 		if err != nil || d.Action != want || d.Point != at {
 			t.Errorf("on %s: %+v, %v", at, d, err)
 		}
 	}
-	if _, err := governance.Evaluate(t.Context(), nil, events.OnPublish, testTime, newEvent(t, "batch.published", nil)); err == nil {
-		t.Error("evaluated without policies")
+	if _, err := governance.NewEvaluator(nil); err == nil {
+		t.Error("an evaluator without policies")
 	}
 }
 
@@ -162,5 +166,66 @@ func TestCanonicalIsWhatTheDigestCovers(t *testing.T) {
 	}
 	if text(a) != text(b) || text(a) == text(c) {
 		t.Errorf("%s\n%s\n%s", text(a), text(b), text(c))
+	}
+}
+
+func TestDiff(t *testing.T) {
+	base := `apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: gate}
+spec:
+  match: {types: [model.promotion.requested]}
+  variables:
+    - {name: margin, expression: "0.005"}
+  rules:
+    - {name: better, expression: data.challenger.auc > variables.margin, message: not better}
+    - {name: rows, expression: data.challenger.rows > 10, message: few rows}
+---
+apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: old}
+spec:
+  rules: [{name: r, expression: "true"}]
+`
+	changed := strings.NewReplacer("0.005", "0.010", "name: old", "name: new", "types: [model.promotion.requested]", "types: [model.promotion.requested], stages: [deploy]",
+		"message: few rows", "message: few rows, action: warn").Replace(base)
+	swapped := strings.NewReplacer("name: better,", "name: rows,", "name: rows,", "name: better,").Replace(base)
+	show := func(cs []governance.Change) string {
+		var out []string
+		for _, c := range cs {
+			line := string(c.Kind)
+			for _, p := range []string{c.Policy, c.Part, c.Field, c.Before} {
+				line += "|" + p
+			}
+			out = append(out, line+"|"+c.After)
+		}
+		return strings.Join(out, "\n")
+	}
+	a := load(t, typed(), base)
+	for name, c := range map[string]struct {
+		b    *governance.PolicySet
+		want string
+	}{
+		"equal":  {load(t, typed(), "# laid out otherwise\n"+base), ""},
+		"policy": {load(t, typed(), changed), "changed|gate||match.stages||[\"deploy\"]\nchanged|gate|rule rows|action|\"deny\"|\"warn\"\nchanged|gate|variable margin|expression|\"0.005\"|\"0.010\"\nremoved|old"},
+		"order":  {load(t, typed(), swapped), "changed|gate||order of rules|better, rows|rows, better"},
+		"set":    {load(t, governance.Options{Types: testTypes, Default: events.Deny}, base), "changed|||default|\"allow\"|\"deny\""},
+		"none":   {nil, "removed|gate"},
+	} {
+		changes, err := governance.Diff(a, c.b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := show(changes)
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s:\n%s\nwant:\n%s", name, got, c.want)
+		}
+		if (len(changes) == 0) != (c.b != nil && a.Digest() == c.b.Digest()) {
+			t.Errorf("%s: %d changes between %s and another", name, len(changes), a.Digest())
+		}
+	}
+	changes, err := governance.Diff(nil, a)
+	if err != nil || len(changes) < 2 || !strings.Contains(show(changes), "added|gate") {
+		t.Errorf("%s, %v", show(changes), err)
 	}
 }

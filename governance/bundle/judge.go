@@ -16,11 +16,30 @@ import (
 // here with a stamp of a set that this process has not read yet, and the engine
 // would quarantine it as stale. So before that the store is read once; then the
 // engine decides, as ever.
-func (m *Manager) Judge(engine Engine) events.Judge { return &judge{m: m, engine: engine} }
+//
+// If the engine is an events.Releaser, what is returned is one, too.
+func (m *Manager) Judge(engine Engine) events.Judge {
+	j := &judge{m: m, engine: engine}
+	if r, ok := engine.(events.Releaser); ok {
+		return &releaser{j, r}
+	}
+	return j
+}
 
 type judge struct {
 	m      *Manager
 	engine Engine
+}
+
+// releaser is a judge whose engine lets held events go.
+type releaser struct {
+	*judge
+	engine events.Releaser
+}
+
+// JudgeRelease implements events.Releaser.
+func (r *releaser) JudgeRelease(ctx context.Context, ev *events.Event, rel events.Release) (events.Verdict, error) {
+	return r.engine.JudgeRelease(ctx, ev, rel)
 }
 
 // Judge implements events.Judge.
