@@ -115,6 +115,8 @@ func (g *granting) gate() {
 		g.readsBucket(b)
 		g.allow("$KV." + b + ".>")
 	}
+	// Whoever is first makes the bucket of policies; what is in it is another's.
+	g.allow("$JS.API.STREAM.CREATE.KV_" + g.n.policies())
 	g.readsBucket(g.n.policies())
 }
 
@@ -129,13 +131,17 @@ func (g *granting) policyAuthor() {
 	b := g.n.policies()
 	g.keeps("KV_" + b)
 	g.readsBucket(b)
-	g.allow("$KV."+b+".>", g.n.prefix+".decision.allow")
+	// Opening the decision log makes sure that its stream is there and kept as long as
+	// it must be.
+	g.keeps(g.n.decisions())
+	g.allow("$KV."+b+".>", g.n.prefix+".decision.allow", "$JS.API.STREAM.INFO."+g.n.decisions())
 }
 
 // keeps lets a user create a stream and change how it is kept; not delete or
 // purge it, which would take what was judged and recorded away.
 func (g *granting) keeps(stream string) {
-	g.allow("$JS.API.STREAM.CREATE."+stream, "$JS.API.STREAM.UPDATE."+stream)
+	// The client asks for the limits of the account before it makes a bucket.
+	g.allow("$JS.API.INFO", "$JS.API.STREAM.CREATE."+stream, "$JS.API.STREAM.UPDATE."+stream)
 }
 
 // reads lets a user read a stream by consumers.
