@@ -164,7 +164,7 @@ type InForce struct {
 // InForce returns the newest bundle in the store, or else the configured files
 // and those that come with the program.
 func (d *PolicyDesk) InForce(ctx context.Context) (InForce, error) {
-	trust, err := d.trust(ctx)
+	trust, err := d.trust()
 	if err != nil {
 		return InForce{}, err
 	}
@@ -182,7 +182,7 @@ func (d *PolicyDesk) InForce(ctx context.Context) (InForce, error) {
 
 // trust reads the trusted keys. Without a list, nobody is trusted, which matters
 // only once there is a bundle.
-func (d *PolicyDesk) trust(context.Context) (*bundle.Trust, error) {
+func (d *PolicyDesk) trust() (*bundle.Trust, error) {
 	t, err := d.Trust()
 	if errors.Is(err, fs.ErrNotExist) {
 		return &bundle.Trust{}, nil
@@ -190,10 +190,19 @@ func (d *PolicyDesk) trust(context.Context) (*bundle.Trust, error) {
 	return t, err
 }
 
+// History returns the bundles that the store keeps, oldest first.
+func (d *PolicyDesk) History(ctx context.Context) ([]bundle.Kept, error) {
+	trust, err := d.trust()
+	if err != nil {
+		return nil, err
+	}
+	return bundle.Verified(ctx, d.Store, trust)
+}
+
 // Apply puts a bundle in force: see bundle.Apply. over is the revision it was
 // compared with.
 func (d *PolicyDesk) Apply(ctx context.Context, b *bundle.Bundle, over uint64, force bool) (revision uint64, err error) {
-	trust, err := d.trust(ctx)
+	trust, err := d.trust()
 	if err != nil {
 		return 0, err
 	}

@@ -64,12 +64,12 @@ type Explanation struct {
 
 // PolicyOutcome is what one policy says of an event.
 type PolicyOutcome struct {
-	Name string
-	Mode Mode
+	Name string `json:"name"`
+	Mode Mode   `json:"mode"`
 	// Unmatched is why the policy has no say, e.g. `its types do not match
 	// "run.started"`; "": it matches.
-	Unmatched string
-	Rules     []RuleOutcome // if it matches
+	Unmatched string        `json:"unmatched,omitempty"`
+	Rules     []RuleOutcome `json:"rules,omitempty"` // if it matches
 }
 
 // Outcome is what came of a rule.
@@ -84,18 +84,21 @@ const (
 
 // RuleOutcome is what came of one rule.
 type RuleOutcome struct {
-	Name       string
-	Expression string // on one line, shortened
-	Outcome    Outcome
+	Name       string  `json:"name"`
+	Expression string  `json:"expression"` // on one line, shortened
+	Outcome    Outcome `json:"outcome"`
 	// Effect is what the policy makes of it: events.Allow if it held, or is only
 	// noted.
-	Effect events.Action
-	Reason string // unless it held
-	Values []Value
+	Effect events.Action `json:"effect"`
+	Reason string        `json:"reason,omitempty"` // unless it held
+	Values []Value       `json:"values,omitempty"`
 }
 
 // Value is a sub-expression and what it evaluated to.
-type Value struct{ Expression, Value string }
+type Value struct {
+	Expression string `json:"expression"`
+	Value      string `json:"value"`
+}
 
 // Explain evaluates an event. The event is not changed; a stamp on it is
 // ignored. now is the variable of that name.

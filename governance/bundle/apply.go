@@ -160,10 +160,42 @@ func Next(cur *Bundle, version uint64) Position {
 	return Position{Epoch: cur.Position.Epoch, Version: cmp.Or(version, cur.Position.Version+1)}
 }
 
-// Forced returns the position of a roll-back from cur to version.
-func Forced(cur *Bundle, version uint64) Position {
-	if cur == nil {
-		return Position{Version: cmp.Or(version, 1)}
+// Place returns the position of a bundle of the given version, 0 for the next,
+// that is to replace cur, which may be nil. A version that is not later is a
+// roll-back: an error, or with force a position in the next epoch.
+func Place(cur *Bundle, version uint64, force bool) (Position, error) {
+	p := Next(cur, version)
+	if cur == nil || p.Version > cur.Position.Version {
+		return p, nil
 	}
-	return Position{Epoch: cur.Position.Epoch + 1, Version: cmp.Or(version, cur.Position.Version+1)}
+	if !force {
+		return p, &RollbackError{Name: cur.Name, Have: cur.Position, Got: p}
+	}
+	p.Epoch++
+	return p, nil
+}
+
+// Verified returns the bundles that the store keeps and that trusted keys signed,
+// oldest first, with the entry of each. What cannot be verified has no Bundle and
+// says why.
+func Verified(ctx context.Context, s *Store, t *Trust) ([]Kept, error) {
+	entries, err := s.History(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Kept
+	for _, e := range entries {
+		k := Kept{Entry: e}
+		if k.Err == nil {
+			k.Bundle, k.Err = Open(e.Data, t)
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+// Kept is a bundle in the history of a store.
+type Kept struct {
+	Entry  // Err is also why there is no Bundle
+	Bundle *Bundle
 }

@@ -265,3 +265,8 @@ func (b *Bundle) fingerprint() string {
 	sum := sha256.Sum256([]byte(b.text()))
 	return hex.EncodeToString(sum[:])
 }
+
+// Draft returns a draft of the same policies, for a bundle of another position.
+func (b *Bundle) Draft(types governance.TypeSource) Draft {
+	return Draft{Name: b.Name, Author: b.Author, Default: b.Default, Types: types, Sources: slices.Clone(b.sources)}
+}

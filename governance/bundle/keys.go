@@ -200,6 +200,10 @@ func ParseTrust(data []byte) (*Trust, error) {
 	return NewTrust(quorum, keys...)
 }
 
+// Single returns the trust in the same keys with a quorum of one, for those who
+// add a signature.
+func (t *Trust) Single() *Trust { return &Trust{keys: t.keys, quorum: 1} }
+
 // Keys returns the ids of the trusted keys.
 func (t *Trust) Keys() []string {
 	var ids []string

@@ -307,24 +307,22 @@ func (m *Manager) Policies() *governance.PolicySet {
 // keeps and that trusted keys signed: a process that is new to a deployment
 // honours the stamps on what is still in the stream.
 func (m *Manager) Earlier(ctx context.Context) ([]string, error) {
-	entries, err := m.cfg.Store.History(ctx)
+	trust, err := m.cfg.Trust()
+	if err != nil {
+		return nil, err
+	}
+	kept, err := Verified(ctx, m.cfg.Store, trust)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	trust, err := m.cfg.Trust()
-	if err != nil {
-		return nil, err
-	}
 	var out []string
-	for _, e := range entries {
-		b, err := Open(e.Data, trust)
-		if e.Err != nil || err != nil {
-			continue // what no process took has stamped nothing
+	for _, k := range kept {
+		if k.Bundle != nil { // what no process took has stamped nothing
+			out = append(out, short(k.Bundle.Digest))
 		}
-		out = append(out, short(b.Digest))
 	}
 	if set := m.Policies(); set != nil {
 		out = without(out, set.ShortDigest())

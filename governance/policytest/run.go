@@ -23,8 +23,11 @@ type Result struct {
 
 // RuleCoverage counts what came of one rule over all cases.
 type RuleCoverage struct {
-	Policy, Rule         string
-	Held, Failed, Errors int
+	Policy string `json:"policy"`
+	Rule   string `json:"rule"`
+	Held   int    `json:"held"`
+	Failed int    `json:"failed"`
+	Errors int    `json:"errors"`
 }
 
 // Missing says what no case exercises: "held", "failed", both, or nothing.
