@@ -108,18 +108,18 @@ func (b *Bus) hold(ctx context.Context, stream string, h HeldEvent) error {
 	}
 	err := b.store(ctx, m, 0)
 	if isTaken(err) && h.Point == OnPublish {
-		var last *HeldEvent
-		if last, err = b.held(ctx, h.ID); errors.Is(err, ErrNotHeld) && last != nil {
+		if last, heldErr := b.held(ctx, h.ID); last != nil && errors.Is(heldErr, ErrNotHeld) {
 			err = b.store(ctx, m, last.stored)
 		}
 	}
-	if err != nil && !isTaken(err) {
+	switch {
+	case isTaken(err):
+		return nil // it is there
+	case err != nil:
 		return fmt.Errorf("%w: hold the event: %w", ErrUnavailable, err)
 	}
-	if err == nil {
-		b.stats.held.Add(1)
-		b.cfg.Logger.WarnContext(ctx, "event held", "held", h.ID, "point", h.Point, "action", h.Action, "policy", h.Policy, "reason", h.Reason, "subject", h.Subject)
-	}
+	b.stats.held.Add(1)
+	b.cfg.Logger.WarnContext(ctx, "event held", "held", h.ID, "point", h.Point, "action", h.Action, "policy", h.Policy, "reason", h.Reason, "subject", h.Subject)
 	return nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -283,27 +282,7 @@ func checkEnvelope(ev *Event, ec *event.EventContextV1, source string) error {
 	return nil
 }
 
-func (b *Bus) checkData(ev *Event) error {
-	t, ok := b.cfg.Types.types[ev.Type()]
-	if !ok {
-		return ErrUnknownType
-	}
-	if len(ev.DataEncoded) == 0 {
-		ec, _ := contextOf(ev)
-		if _, elsewhere := ec.Extensions[ExtDataRef]; elsewhere || t.data == nil {
-			return nil
-		}
-		return fmt.Errorf("%w: data: missing", ErrInvalid)
-	}
-	ct := ev.DataContentType()
-	if media, _, _ := strings.Cut(ct, ";"); !strings.EqualFold(strings.TrimSpace(media), "application/json") {
-		return fmt.Errorf("%w: datacontenttype: %.80q, must be application/json", ErrInvalid, ct)
-	}
-	if err := checkJSON(ev.DataEncoded, t.data); err != nil {
-		return fmt.Errorf("%w: data: %w", ErrInvalid, err)
-	}
-	return nil
-}
+func (b *Bus) checkData(ev *Event) error { return b.cfg.Types.Check(ev) }
 
 // joinErrors makes an *Error of each failure.
 func joinErrors(op string, out []outgoing) error {

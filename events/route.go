@@ -1,7 +1,6 @@
 package events
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -149,10 +148,8 @@ func CheckLabel(label string) error {
 	for i := range len(label) {
 		c := label[i]
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' && i != len(name) {
-			return fmt.Errorf("label %q: %w", label, errLabelChars)
+			return fmt.Errorf("label %q: only a to z, 0 to 9, hyphen, underscore, dot and one colon are allowed", label)
 		}
 	}
 	return nil
 }
-
-var errLabelChars = errors.New("only a to z, 0 to 9, hyphen, underscore, dot and one colon are allowed")

@@ -115,6 +115,34 @@ func (r *Registry) Lookup(name string) (Type, bool) {
 	return t.Type, ok
 }
 
+// Check holds an event's data to its type: strictly the JSON that the type's Go
+// struct encodes to, without unknown, duplicate or wrongly cased keys. The error
+// wraps ErrUnknownType or ErrInvalid.
+func (r *Registry) Check(ev *Event) error {
+	t, ok := r.types[ev.Type()]
+	if !ok {
+		return ErrUnknownType
+	}
+	if len(ev.DataEncoded) == 0 {
+		ec, err := contextOf(ev)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if _, elsewhere := ec.Extensions[ExtDataRef]; elsewhere || t.data == nil {
+			return nil
+		}
+		return fmt.Errorf("%w: data: missing", ErrInvalid)
+	}
+	ct := ev.DataContentType()
+	if media, _, _ := strings.Cut(ct, ";"); !strings.EqualFold(strings.TrimSpace(media), "application/json") {
+		return fmt.Errorf("%w: datacontenttype: %.80q, must be application/json", ErrInvalid, ct)
+	}
+	if err := checkJSON(ev.DataEncoded, t.data); err != nil {
+		return fmt.Errorf("%w: data: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
 // All returns the types sorted by name.
 func (r *Registry) All() []Type { return slices.Clone(r.sorted) }
 

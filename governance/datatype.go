@@ -37,6 +37,7 @@ type dataType struct {
 	elem   *dataType // of kindList and kindMap
 	name   string    // of kindObject: its CEL type name
 	fields []field   // of kindObject
+	params bool      // the parameters of a policy
 }
 
 type field struct {
@@ -54,6 +55,21 @@ func (t *dataType) find(name []byte) int {
 		}
 	}
 	return -1
+}
+
+// member returns the type of a field or of a map's values; nil if there is no
+// such field. Of a nil type it is nil.
+func (t *dataType) member(name string) *dataType {
+	switch {
+	case t == nil:
+		return nil
+	case t.kind == kindMap:
+		return t.elem
+	}
+	if i := t.find([]byte(name)); i >= 0 {
+		return t.fields[i].typ
+	}
+	return nil
 }
 
 func (t *dataType) fieldNames() []string {
@@ -78,12 +94,13 @@ var (
 
 // typeTable builds and names the data types of one policy set.
 type typeTable struct {
+	prefix string // of the types' names
 	byGo   map[reflect.Type]*dataType
 	byName map[string]*dataType
 }
 
 func newTypeTable() *typeTable {
-	return &typeTable{byGo: map[reflect.Type]*dataType{}, byName: map[string]*dataType{}}
+	return &typeTable{prefix: "data.", byGo: map[reflect.Type]*dataType{}, byName: map[string]*dataType{}}
 }
 
 // of returns the data type of a Go type, following encoding/json's reading of
@@ -138,29 +155,42 @@ func (tt *typeTable) object(t reflect.Type) *dataType {
 	if d, ok := tt.byGo[t]; ok {
 		return d
 	}
-	base := "data.Object"
+	base := "Object"
 	if t.Name() != "" && !strings.ContainsAny(t.Name(), "[]") {
-		base = "data." + t.Name()
+		base = t.Name()
 	}
-	name := base
-	for i := 2; tt.byName[name] != nil; i++ {
-		name = fmt.Sprintf("%s%d", base, i)
-	}
-	d := &dataType{kind: kindObject, cel: types.NewObjectType(name), name: name}
-	tt.byGo[t], tt.byName[name] = d, d // before the fields: types may be recursive
+	d := tt.declare(base)
+	tt.byGo[t] = d // before the fields: types may be recursive
 	for _, f := range jsonFields(t) {
 		ft := tt.of(f.typ)
 		if f.asString {
 			ft = dynType
 		}
-		i := len(d.fields)
-		d.fields = append(d.fields, field{name: f.name, typ: ft, cel: &types.FieldType{
-			Type:    ft.cel,
-			IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i] != nil },
-			GetFrom: func(target any) (any, error) { return getField(target, i) },
-		}})
+		d.add(f.name, ft)
 	}
 	return d
+}
+
+// declare makes an object type without fields, by a name that is free.
+func (tt *typeTable) declare(base string) *dataType {
+	base = tt.prefix + base
+	name := base
+	for i := 2; tt.byName[name] != nil; i++ {
+		name = fmt.Sprintf("%s%d", base, i)
+	}
+	d := &dataType{kind: kindObject, cel: types.NewObjectType(name), name: name}
+	tt.byName[name] = d
+	return d
+}
+
+// add declares one more field of an object type that is being made.
+func (t *dataType) add(name string, ft *dataType) {
+	i := len(t.fields)
+	t.fields = append(t.fields, field{name: name, typ: ft, cel: &types.FieldType{
+		Type:    ft.cel,
+		IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i] != nil },
+		GetFrom: func(target any) (any, error) { return getField(target, i) },
+	}})
 }
 
 func getField(target any, i int) (any, error) {
@@ -171,14 +201,25 @@ func getField(target any, i int) (any, error) {
 	if v := o.vals[i]; v != nil {
 		return v, nil
 	}
-	return nil, &missingFieldError{name: o.typ.fields[i].name}
+	return nil, &missingFieldError{owner: o.typ, name: o.typ.fields[i].name}
 }
 
 // missingFieldError is what a non-optional read of an absent field gives.
-type missingFieldError struct{ name string }
+type missingFieldError struct {
+	owner *dataType // nil: event data
+	name  string
+}
 
 func (e *missingFieldError) Error() string {
-	return fmt.Sprintf("the event has no field %q; where it may be absent write .?%s.orValue(...) or has()", e.name, e.name)
+	who := "the event"
+	switch {
+	case e.owner == nil:
+	case e.owner.params:
+		return fmt.Sprintf("the parameter %q has no value; give it a default, or a value in a %s document", e.name, KindBinding)
+	case strings.HasPrefix(e.owner.name, factPrefix):
+		who = "the fact " + strings.ToLower(strings.TrimPrefix(e.owner.name, factPrefix))
+	}
+	return fmt.Sprintf("%s has no field %q; where it may be absent write .?%s.orValue(...) or has()", who, e.name, e.name)
 }
 
 func (e *missingFieldError) Unwrap() error { return ErrMissingField }
@@ -261,6 +302,9 @@ type provider struct {
 func (p *provider) object(name string) (*dataType, bool) {
 	if name == eventType.name {
 		return eventType, true
+	}
+	if d, ok := factTable.byName[name]; ok {
+		return d, true
 	}
 	d, ok := p.table.byName[name]
 	return d, ok

@@ -43,12 +43,16 @@ type Config struct {
 // oldest is dropped first.
 const MaxAccepted = 16
 
-// Engine judges events by policies. It implements events.Judge. Safe for
-// concurrent use.
+// Engine judges events by policies. It implements events.Judge and
+// events.Releaser. Safe for concurrent use.
 type Engine struct {
 	log      DecisionLog
 	clock    func() time.Time
 	deadline time.Duration
+
+	approvals    Approvals
+	facts        Facts
+	factsTimeout time.Duration
 
 	mu    sync.Mutex // serialises replacements of state
 	state atomic.Pointer[engineState]
@@ -66,7 +70,7 @@ type engineState struct {
 // emptyDigest stands for the absence of policies in decisions.
 const emptyDigest = "00000000000000000000000000000000"
 
-var _ events.Judge = (*Engine)(nil)
+var _ events.Releaser = (*Engine)(nil)
 
 // NewEngine checks the configuration and returns an engine.
 func NewEngine(cfg Config) (*Engine, error) {
@@ -77,6 +81,9 @@ func NewEngine(cfg Config) (*Engine, error) {
 	}
 	if cfg.Keys == nil {
 		faults = append(faults, fmt.Errorf("%w: Keys is nil; stamps need a key (OpenKeyFile makes one)", ErrConfig))
+	}
+	if cfg.FactsTimeout < 0 {
+		faults = append(faults, fmt.Errorf("%w: FactsTimeout is %s", ErrConfig, cfg.FactsTimeout))
 	}
 	if cfg.Deadline < 0 {
 		faults = append(faults, fmt.Errorf("%w: Deadline is %s", ErrConfig, cfg.Deadline))
@@ -94,12 +101,18 @@ func NewEngine(cfg Config) (*Engine, error) {
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	e := &Engine{log: cfg.Log, clock: cfg.Clock, deadline: cfg.Deadline}
+	e := &Engine{
+		log: cfg.Log, clock: cfg.Clock, deadline: cfg.Deadline,
+		approvals: cfg.Approvals, facts: cfg.Facts, factsTimeout: cfg.FactsTimeout,
+	}
 	if e.clock == nil {
 		e.clock = time.Now
 	}
 	if e.deadline == 0 {
 		e.deadline = time.Second
+	}
+	if e.factsTimeout == 0 {
+		e.factsTimeout = 2 * time.Second
 	}
 	e.state.Store(newState(cfg.Policies, cfg.Keys, accept))
 	return e, nil
@@ -175,54 +188,6 @@ func (e *Engine) Accepted() []string {
 	return out
 }
 
-// Stats counts the decisions of this process's engine.
-type Stats struct {
-	Judged, Permitted, Warned, Denied, Quarantined map[events.Point]uint64
-	// Trusted are events that came to publish with a valid stamp of the current
-	// policies and were not judged again.
-	Trusted uint64
-}
-
-type engineStats struct {
-	allowed, warned, denied, quarantined [2]atomic.Uint64
-	trusted                              atomic.Uint64
-}
-
-func pointIndex(at events.Point) int {
-	if at == events.OnReceive {
-		return 1
-	}
-	return 0
-}
-
-func (s *engineStats) count(at events.Point, a events.Action) {
-	i := pointIndex(at)
-	switch a {
-	case events.Allow:
-		s.allowed[i].Add(1)
-	case events.Warn:
-		s.warned[i].Add(1)
-	case events.Quarantine:
-		s.quarantined[i].Add(1)
-	default:
-		s.denied[i].Add(1)
-	}
-}
-
-// Stats returns the counters.
-func (e *Engine) Stats() Stats {
-	out := Stats{
-		Judged: map[events.Point]uint64{}, Permitted: map[events.Point]uint64{}, Warned: map[events.Point]uint64{},
-		Denied: map[events.Point]uint64{}, Quarantined: map[events.Point]uint64{}, Trusted: e.stats.trusted.Load(),
-	}
-	for _, at := range []events.Point{events.OnPublish, events.OnReceive} {
-		i := pointIndex(at)
-		a, w, d, q := e.stats.allowed[i].Load(), e.stats.warned[i].Load(), e.stats.denied[i].Load(), e.stats.quarantined[i].Load()
-		out.Judged[at], out.Permitted[at], out.Warned[at], out.Denied[at], out.Quarantined[at] = a+w+d+q, a+w, w, d, q
-	}
-	return out
-}
-
 // judging is the reusable state of one Judge call.
 type judging struct {
 	scratch
@@ -230,12 +195,15 @@ type judging struct {
 	pending   []pendingStamp
 }
 
-// pendingStamp is a permission that is written on the event once its decision
-// is durable.
+// pendingStamp is what is done to an event once its decision is durable.
 type pendingStamp struct {
-	ctx *event.EventContextV1
-	id  string
-	e   [sha256.Size]byte
+	ev   *events.Event
+	ctx  *event.EventContextV1
+	id   string // of the decision that permits the event; "": none, so that it gets no stamp
+	e    [sha256.Size]byte
+	data []byte     // in place of the event's; nil: the same
+	set  attributes // what the Judge sets; of the rest nothing is written
+	keep bool       // there is nothing to take off
 }
 
 var judgingPool = sync.Pool{New: func() any { return &judging{} }}
@@ -259,6 +227,24 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 	if at != events.OnPublish && at != events.OnReceive {
 		return nil, fmt.Errorf("%w: unknown point %q", ErrConfig, at)
 	}
+	return e.judge(ctx, at, evs, nil)
+}
+
+// JudgeRelease implements events.Releaser. Rules with the action quarantine do not
+// hold the event again; neither do they on receive, as long as its stamp is of the
+// policies it was let go under. The error is as Judge gives it.
+func (e *Engine) JudgeRelease(ctx context.Context, ev *events.Event, r events.Release) (events.Verdict, error) {
+	if r.By == "" || r.Reason == "" {
+		return events.Verdict{}, fmt.Errorf("%w: a release needs who and why", ErrConfig)
+	}
+	vs, err := e.judge(ctx, events.OnRelease, []*events.Event{ev}, &r)
+	if err != nil {
+		return events.Verdict{}, err
+	}
+	return vs[0], nil
+}
+
+func (e *Engine) judge(ctx context.Context, at events.Point, evs []*events.Event, release *events.Release) ([]events.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("governance: judge on %s: %w", at, err)
 	}
@@ -269,6 +255,7 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 	verdicts := make([]events.Verdict, len(evs))
 	s := statePool.Get().(*evalState)
 	defer s.release()
+	s.engine, s.letGo = e, release
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now}, e.deadline, false
 	for i, ev := range evs {
 		j.one(ctx, st, s, at, now, ev, &verdicts[i])
@@ -282,12 +269,7 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 		}
 	}
 	for i := range j.pending {
-		p := &j.pending[i]
-		if p.id == "" {
-			removeStamp(p.ctx)
-			continue
-		}
-		j.writeStamp(p.ctx, st.keys.signing, &st.policy, p.id, &p.e)
+		j.finish(st, &j.pending[i])
 	}
 	for i := range j.decisions {
 		e.stats.count(at, j.decisions[i].Action)
@@ -298,8 +280,33 @@ func (e *Engine) Judge(ctx context.Context, at events.Point, evs []*events.Event
 	return verdicts, nil
 }
 
+// finish does to an event what its decision, now durable, says.
+func (j *judging) finish(st *engineState, p *pendingStamp) {
+	if p.data != nil {
+		p.ev.DataEncoded = p.data
+	}
+	if !p.keep {
+		removeReserved(p.ctx)
+	}
+	for _, x := range [...]struct{ name, value string }{
+		{events.ExtRoute, p.set.route}, {events.ExtColumns, p.set.columns},
+		{events.ExtApproval, p.set.approval}, {events.ExtReleased, p.set.released},
+	} {
+		if x.value == "" {
+			continue
+		}
+		if p.ctx.Extensions == nil {
+			p.ctx.Extensions = make(map[string]any, 2)
+		}
+		p.ctx.Extensions[x.name] = x.value
+	}
+	if p.id != "" {
+		j.writeStamp(p.ctx, st.keys.signing, &st.policy, p.id, &p.e)
+	}
+}
+
 // one judges one event: it appends the decision, if one was made, and what to
-// do to the event's stamp.
+// do to the event.
 func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at events.Point, now time.Time, ev *events.Event, v *events.Verdict) {
 	c, _ := contextOf(ev)
 	if c == nil {
@@ -328,7 +335,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 			}
 		}
 		if policy != nil {
-			known, authentic = j.authentic(st.keys, &mark, policy, &digest)
+			known, authentic = j.authentic(st.keys, &mark, policy, &digest, ext.released != "")
 		}
 		wellFormed = authentic || mark.hexadecimal()
 	}
@@ -338,12 +345,20 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		*v = events.Verdict{Action: events.Allow, DecisionID: mark.decision}
 		return
 	}
+	dirty := at != events.OnReceive && ext.isReserved()
+	if dirty {
+		// Nobody but the Judge sets these, and what an earlier set made of the event is
+		// judged anew.
+		ext.route, ext.columns, ext.approval, ext.released = "", "", "", ""
+		j.eventDigest(&digest, c, source, &ext, data)
+	}
 
 	j.decisions = append(j.decisions, Decision{
-		ID: decisionID(at, &st.policy, &digest), Time: now, Point: at, Action: events.Allow, Digest: st.policy.short,
-		EventID: c.ID, Type: c.Type, Source: source, Subject: deref(c.Subject), Pipeline: ext.pipeline, Run: ext.run,
+		Time: now, Point: at, Action: events.Allow, Digest: st.policy.short,
+		EventID: c.ID, Type: c.Type, Source: source, Subject: deref(c.Subject), Pipeline: ext.pipeline, Run: ext.run, Actor: ext.actor,
 	})
 	d := &j.decisions[len(j.decisions)-1]
+	out := outcome{ext: ext}
 	switch {
 	case c.ID == "" || c.Type == "" || source == "":
 		refuse(d, events.Deny, CodeInvalid, "id, type and source are required")
@@ -368,18 +383,31 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		// What its stamp proves is all that is asked of it.
 	default:
 		s.reset(ctx, c, source, ext, data, st.set.limits)
+		s.ev = ev
 		s.judge(st.set, d, current)
+		out = s.settle(st.set, d, j)
 		s.endEvent()
 	}
-	if at == events.OnPublish {
-		switch {
-		case d.Action.Permits():
-			j.pending = append(j.pending, pendingStamp{ctx: c, id: d.ID, e: digest})
-		case len(c.Extensions) > 0:
-			j.pending = append(j.pending, pendingStamp{ctx: c})
+	if out.changed {
+		changed := data
+		if out.data != nil {
+			changed = out.data
 		}
+		j.eventDigest(&digest, c, source, &out.ext, changed)
+	}
+	d.ID = decisionID(at, &st.policy, &digest)
+	switch {
+	case at == events.OnReceive:
+		if out.changed {
+			j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, data: out.data, set: out.ext, keep: true})
+		}
+	case d.Action.Permits():
+		j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, id: d.ID, e: digest, data: out.data, set: out.ext, keep: !dirty})
+	case len(c.Extensions) > 0 || out.data != nil:
+		j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, data: out.data})
 	}
 	*v = verdictOf(d)
+	v.Approval = out.need
 }
 
 // judge evaluates the policies that match the event and writes the outcome to
@@ -394,7 +422,7 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 			policies = pl.fresh
 		}
 	}
-	s.strict = pl.data
+	s.strict, s.current = pl.data, current
 	matched := false
 	for _, p := range policies {
 		if !p.matches(&s.event) {
@@ -402,11 +430,12 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 		}
 		matched = true
 		s.use(p.data, p.vars)
+		s.params = p.params
 		for i := range p.rules {
 			s.rule(p, &p.rules[i], d)
 		}
 	}
-	if !matched && d.Point == events.OnPublish {
+	if !matched && d.Point != events.OnReceive {
 		d.Code = CodeUnmatched
 		if set.def != events.Allow {
 			refuse(d, set.def, CodeUnmatched, "no policy matches the event, and the default is "+string(set.def))
@@ -420,47 +449,27 @@ func (s *evalState) rule(p *policy, r *rule, d *Decision) {
 	if holds && err == nil {
 		return
 	}
-	action, code, reason := r.action, r.reason, r.message
+	f := finding{p: p, r: r, effect: r.action.effect(), code: r.reason, reason: r.message}
 	switch {
-	case err != nil && p.failure == failIgnore:
-		d.note(p, r, "ignored: "+reasonOf(err))
-		return
 	case err != nil:
-		action, code, reason = actionDeny, CodeEvaluation, reasonOf(err)
+		f.effect, f.code, f.reason, f.tainted = events.Deny, CodeEvaluation, reasonOf(err), r.tainted
+		s.secret = s.secret || p.redacts // what the rule would have taken out is not known
+		if p.failure == failIgnore {
+			f.reason = "ignored: " + f.reason
+			s.note(d, &f)
+			return
+		}
 	case r.dynamic != nil:
 		if msg, err := s.evalString(r.dynamic); err == nil && msg != "" {
-			reason = msg
-		} else if reason == "" {
-			reason = "must hold: " + shorten(r.check.src, 200)
+			f.reason, f.tainted = msg, r.taintedMessage
+		} else if f.reason == "" {
+			f.reason = "must hold: " + shorten(r.check.src, 200)
 		}
 	}
-	if p.mode == Audit {
-		d.note(p, r, reason)
-		return
+	if f.effect == events.Redact {
+		s.secret = s.secret || len(r.paths) > 0
 	}
-	effect := events.Warn
-	if action == actionDeny && p.mode == Enforce {
-		effect = events.Deny
-	}
-	switch {
-	case d.Action == events.Allow, d.Action == events.Warn && effect == events.Deny:
-		if d.Action == events.Warn {
-			d.addNote(Note{Policy: d.Policy, Rule: d.Rule, Reason: d.Reason, Mode: WarnOnly})
-		}
-		d.Action, d.Policy, d.Rule, d.Code, d.Reason = effect, p.name, r.name, code, shorten(reason, maxReasonBytes)
-	default:
-		d.note(p, r, reason)
-	}
-}
-
-func (d *Decision) note(p *policy, r *rule, reason string) {
-	d.addNote(Note{Policy: p.name, Rule: r.name, Reason: shorten(reason, maxReasonBytes), Mode: p.mode})
-}
-
-func (d *Decision) addNote(n Note) {
-	if len(d.Notes) < MaxNotes {
-		d.Notes = append(d.Notes, n)
-	}
+	s.found(d, &f)
 }
 
 func reasonOf(err error) string {

@@ -61,10 +61,11 @@ const (
 	maxDataElements      = 32768   // of a list in 64 KiB of JSON
 	maxAttributeBytes    = 8 << 10
 	maxReasonBytes       = 512
-	environmentVersion   = 1 // of the language below; part of every digest
+	environmentVersion   = 2 // of the language below; part of every digest
 	variablePrefix       = "variables."
 	declEvent, declData  = "event", "data"
 	declPoint, declNow   = "point", "now"
+	declParams           = "params"
 	maxCompileSuggestion = 2 // edit distance of a suggestion
 )
 
@@ -91,6 +92,7 @@ func newEnv(table *typeTable) (*cel.Env, error) {
 			return cel.CustomTypeProvider(&provider{Provider: e.CELTypeProvider(), table: table})(e)
 		},
 		cel.Variable(declEvent, eventType.cel),
+		functions(),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("governance: build the expression environment: %w", err)
@@ -102,7 +104,10 @@ func newEnv(table *typeTable) (*cel.Env, error) {
 type compiler struct {
 	env    *cel.Env
 	data   *dataType
+	params *dataType // nil: none
 	limits Limits
+	// tainted are the variables whose values come from event data or facts.
+	tainted map[string]bool
 }
 
 // extend declares one more variable for the expressions compiled later.
@@ -120,7 +125,8 @@ type program struct {
 	src     string
 	prg     cel.Program
 	tracked bool // evaluated with a run-time cost limit and deadline
-	impure  bool // reads now or point, itself or through a variable
+	impure  bool // reads more than the event: now, point or a fact
+	tainted bool // reads event data or facts, itself or through a variable
 	out     *types.Type
 }
 
@@ -139,11 +145,11 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 	}
 	parsed, iss := c.env.Parse(src)
 	if iss.Err() != nil {
-		return nil, issueFaults(iss, nil, nil)
+		return nil, c.issueFaults(iss, nil)
 	}
 	checked, iss := c.env.Check(parsed)
 	if iss.Err() != nil {
-		return nil, issueFaults(iss, parsed, c.data)
+		return nil, c.issueFaults(iss, parsed)
 	}
 	if want != nil && !checked.OutputType().IsExactType(want) {
 		msg := fmt.Sprintf("the expression gives %s, not %s", cel.FormatCELType(checked.OutputType()), cel.FormatCELType(want))
@@ -166,6 +172,11 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 		impure:  shape.idents[declNow] || shape.idents[declPoint],
 		out:     checked.OutputType(),
 	}
+	for name := range shape.idents {
+		fact := factIndex(name) >= 0
+		p.impure = p.impure || fact
+		p.tainted = p.tainted || fact || name == declData || c.tainted[name]
+	}
 	// OptTrackState and OptExhaustiveEval must never be set: cel-go then
 	// ignores the cost limit.
 	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
@@ -178,13 +189,13 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 	return p, nil
 }
 
-func issueFaults(iss *cel.Issues, parsed *cel.Ast, data *dataType) []compileFault {
+func (c *compiler) issueFaults(iss *cel.Issues, parsed *cel.Ast) []compileFault {
 	var out []compileFault
 	for _, e := range iss.Errors() {
 		f := compileFault{line: e.Location.Line(), column: e.Location.Column() + 1, msg: e.Message}
 		// cel-go suggests for undeclared names itself, for fields it does not.
 		if name, ok := strings.CutPrefix(e.Message, "undefined field '"); ok && parsed != nil {
-			f.suggestion = suggestField(parsed, e.ExprID, strings.TrimSuffix(name, "'"), data)
+			f.suggestion = c.suggestField(parsed, e.ExprID, strings.TrimSuffix(name, "'"))
 		}
 		out = append(out, f)
 	}
@@ -196,8 +207,8 @@ func issueFaults(iss *cel.Issues, parsed *cel.Ast, data *dataType) []compileFaul
 
 // suggestField returns the field that was probably meant by the misspelt one at
 // the given node: among the fields of the operand's type where the operand is a
-// path from event or data, otherwise among all fields of both.
-func suggestField(parsed *cel.Ast, id int64, name string, data *dataType) string {
+// path from a variable, otherwise among all fields of event and data.
+func (c *compiler) suggestField(parsed *cel.Ast, id int64, name string) string {
 	var candidates []string
 	ast.PostOrderVisit(parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		if e.ID() != id {
@@ -212,7 +223,7 @@ func suggestField(parsed *cel.Ast, id int64, name string, data *dataType) string
 		default:
 			return
 		}
-		if t := pathType(operand, data); t != nil {
+		if t := c.pathType(operand); t != nil {
 			candidates = t.fieldNames()
 		}
 	}))
@@ -231,32 +242,40 @@ func suggestField(parsed *cel.Ast, id int64, name string, data *dataType) string
 				walk(t.fields[i].typ)
 			}
 		}
-		walk(data)
+		walk(c.data)
 	}
 	return closest(name, candidates)
 }
 
-// pathType follows event.x.y or data.x.y to the object type it names.
-func pathType(e ast.Expr, data *dataType) *dataType {
+// pathType follows event.x.y, data.x.y and the like to the object type it names.
+func (c *compiler) pathType(e ast.Expr) *dataType {
 	switch e.Kind() {
 	case ast.IdentKind:
-		switch e.AsIdent() {
+		switch name := e.AsIdent(); name {
 		case declEvent:
 			return eventType
 		case declData:
-			return data
-		}
-	case ast.SelectKind:
-		if t := pathType(e.AsSelect().Operand(), data); t != nil {
-			if i := t.find([]byte(e.AsSelect().FieldName())); i >= 0 {
-				return t.fields[i].typ
+			return c.data
+		case declParams:
+			return c.params
+		default:
+			if i := factIndex(name); i >= 0 {
+				return factTypes[i]
 			}
 		}
+	case ast.SelectKind:
+		return c.pathType(e.AsSelect().Operand()).member(e.AsSelect().FieldName())
 	case ast.CallKind:
 		call := e.AsCall()
-		if call.FunctionName() == operators.Index && len(call.Args()) == 2 {
-			if t := pathType(call.Args()[0], data); t != nil {
+		args := call.Args()
+		switch {
+		case call.FunctionName() == operators.Index && len(args) == 2:
+			if t := c.pathType(args[0]); t != nil {
 				return t.elem
+			}
+		case call.FunctionName() == operators.OptSelect && len(args) == 2:
+			if name, ok := literalString(args[1]); ok {
+				return c.pathType(args[0]).member(name)
 			}
 		}
 	default: // nothing else is a path
@@ -292,7 +311,7 @@ func inspect(checked *cel.Ast) shape {
 		case ast.ComprehensionKind:
 			s.loops = true
 		case ast.StructKind:
-			if name := e.AsStruct().TypeName(); strings.HasPrefix(name, "data.") || name == eventType.name {
+			if name := e.AsStruct().TypeName(); strings.HasPrefix(name, "data.") || strings.HasPrefix(name, "stokehold.") {
 				fault(e, "values of type %s cannot be made in an expression", name)
 			}
 		case ast.CallKind:
@@ -347,6 +366,8 @@ func checkCall(name string, e ast.Expr, args []ast.Expr, fault func(ast.Expr, st
 			}
 		}
 		fault(e, "one argument of %s() must be a literal list of at most %d elements, so that its work is bounded", name, maxSetLiteral)
+	case "within":
+		literal(3, maxLiteralArg, "time zone")
 	case "getFullYear", "getMonth", "getDayOfMonth", "getDate", "getDayOfWeek", "getDayOfYear", "getHours", "getMinutes", "getSeconds", "getMilliseconds":
 		literal(1, maxLiteralArg, "time zone")
 	}
@@ -365,9 +386,10 @@ type sizes struct{}
 
 var _ cost.Estimator = sizes{}
 
-// EstimateCallCost implements cost.Estimator: cel-go's own costs apply.
-func (sizes) EstimateCallCost(string, string, *cost.AstNode, []cost.AstNode) *cost.CallEstimate {
-	return nil
+// EstimateCallCost implements cost.Estimator: but for functions of ours cel-go's
+// own costs apply.
+func (sizes) EstimateCallCost(function, _ string, target *cost.AstNode, args []cost.AstNode) *cost.CallEstimate {
+	return estimateFunction(function, target, args)
 }
 
 // EstimateSize implements cost.Estimator. Variables have no estimate: their
@@ -383,7 +405,7 @@ func (sizes) EstimateSize(n cost.AstNode) *cost.SizeEstimate {
 		limit = maxAttributeBytes
 	case declPoint:
 		limit = 16
-	case declData:
+	case declData, declParams, "batch", "dataset", "model", "champion", "run", "actor", "worker", "budget":
 		limit = events.MaxDataBytes
 		if k := n.Type().Kind(); k == types.ListKind || k == types.MapKind {
 			limit = maxDataElements
@@ -414,6 +436,15 @@ func (actualCost) CallCost(function, _ string, args []ref.Val, result ref.Val) *
 	case operators.In, operators.OldIn:
 		total = valueSize(args[len(args)-1])
 	default:
+		own, ok := functionCost(function, func(i int) uint64 {
+			if i < len(args) {
+				return valueSize(args[i])
+			}
+			return 0
+		})
+		if ok {
+			return &own
+		}
 		for _, a := range args {
 			total += valueSize(a)
 		}
@@ -488,6 +519,8 @@ func evalKind(err error) (msg string, kind error) {
 		return missing.Error(), ErrMissingField
 	case strings.HasPrefix(msg, "no such key: "):
 		return (&missingFieldError{name: strings.TrimPrefix(msg, "no such key: ")}).Error(), ErrMissingField
+	case errors.Is(err, ErrFact):
+		kind = ErrFact
 	case errors.Is(err, ErrData):
 		kind = ErrData
 	case errors.Is(err, ErrLimit), strings.Contains(msg, "cost limit exceeded"), strings.Contains(msg, "operation interrupted"):

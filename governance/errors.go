@@ -17,6 +17,8 @@ var (
 	ErrData = errors.New("unreadable event data")
 	// ErrLimit: an evaluation exceeded its cost, size or time limit.
 	ErrLimit = errors.New("evaluation limit exceeded")
+	// ErrFact: what an expression reads beside the event could not be had.
+	ErrFact = errors.New("unknown fact")
 	// ErrEval: an expression failed for another reason, e.g. a division by zero.
 	ErrEval = errors.New("evaluation failed")
 	// ErrLog: the decision log did not confirm the decisions as durable.
@@ -104,7 +106,7 @@ func (e *LoadError) Unwrap() []error {
 }
 
 // EvalError says why an expression gave no result for an event. It wraps
-// ErrMissingField, ErrData, ErrLimit or ErrEval.
+// ErrMissingField, ErrData, ErrFact, ErrLimit or ErrEval.
 type EvalError struct {
 	Expression string // shortened
 	Msg        string

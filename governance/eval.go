@@ -26,7 +26,14 @@ type evalState struct {
 	json  bool   // the data are JSON, as the content type says
 	point types.String
 	now   types.Timestamp
-	pure  bool // now and point are not available
+	pure  bool // now, point, facts and parameters are not available
+
+	ev         *events.Event // as the sources of facts get it
+	engine     *Engine
+	known      *extracted // what the event says of itself; nil: not read yet
+	facts      [facts]any // nil: not asked for yet
+	asking     context.Context
+	stopAsking context.CancelFunc
 
 	ctx      context.Context
 	deadline time.Duration // of all tracked expressions of the event; 0: none
@@ -41,6 +48,16 @@ type evalState struct {
 	decoded  any
 	decodeOf *dataType
 
+	// What the rules so far make of the event.
+	current      bool            // its stamp is of this very set
+	letGo        *events.Release // at the point OnRelease
+	effects      effects
+	waiting      []finding // for approvals
+	decider      finding   // what d.Policy and d.Rule name; zero: nothing yet
+	taintedNotes []bool    // by note
+	secret       bool      // some data are to be redacted, or may be
+
+	params *object // of the policy; nil: none
 	vars   []variable
 	values []any // of vars; nil: not evaluated yet
 	extra  map[string]any
@@ -61,7 +78,10 @@ func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source s
 	s.raw, s.json = data, isJSON(c)
 	s.ctx, s.limits, s.spent = ctx, limits, 0
 	s.decoded, s.decodeOf, s.dataType, s.strict = nil, nil, nil, nil
-	s.vars, s.extra, s.values = nil, nil, s.values[:0]
+	s.vars, s.extra, s.values, s.params = nil, nil, s.values[:0], nil
+	s.known, s.facts = nil, [facts]any{}
+	s.current, s.secret, s.effects, s.decider = false, false, effects{}, finding{}
+	s.waiting, s.taintedNotes = nil, nil
 }
 
 // release drops references to the event and returns the state to its pool.
@@ -77,6 +97,10 @@ func (s *evalState) endEvent() {
 	if s.cancel != nil {
 		s.cancel()
 		s.cancel, s.bounded = nil, nil
+	}
+	if s.stopAsking != nil {
+		s.stopAsking()
+		s.stopAsking, s.asking = nil, nil
 	}
 }
 
@@ -109,6 +133,14 @@ func (s *evalState) ResolveName(name string) (any, bool) {
 			if s.vars[i].name == name {
 				return s.variable(i), true
 			}
+		}
+	}
+	if !s.pure {
+		if name == declParams && s.params != nil {
+			return s.params, true
+		}
+		if i := factIndex(name); i >= 0 {
+			return s.fact(i), true
 		}
 	}
 	v, ok := s.extra[name]
@@ -269,13 +301,9 @@ func plainPath(p string) bool {
 	return true
 }
 
-// extension returns an extension attribute as its canonical string, "" if
-// absent.
-func extension(c *event.EventContextV1, name string) string {
-	v, ok := c.Extensions[name]
-	if !ok {
-		return ""
-	}
+// extensionText gives the value of an extension attribute as its canonical
+// string.
+func extensionText(v any) string {
 	if s, ok := v.(string); ok {
 		return s
 	}

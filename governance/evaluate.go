@@ -42,6 +42,12 @@ func (e *Evaluator) newEngine(set *PolicySet, accept ...string) (*Engine, error)
 	return NewEngine(Config{Policies: set, Log: &e.log, Keys: e.keys, Accept: accept, Clock: func() time.Time { return e.now }})
 }
 
+// Suppose sets what expressions see beside the event, and the approvals that were
+// given. Without it, only what the event says is known.
+func (e *Evaluator) Suppose(facts Facts, approvals Approvals) {
+	e.engine.facts, e.engine.approvals = facts, approvals
+}
+
 // Evaluate returns the decision on an event. The event is not changed, and a
 // stamp on it is ignored: on receive all policies with that point are evaluated,
 // as for a stamp of an earlier set. now is the variable of that name.
@@ -72,9 +78,12 @@ func (e *Evaluator) stampBefore(ctx context.Context, ev *events.Event) error {
 		if e.before, err = e.newEngine(none); err != nil {
 			return err
 		}
-		if e.engine, err = e.newEngine(e.set, none.ShortDigest()); err != nil {
+		accepting, err := e.newEngine(e.set, none.ShortDigest())
+		if err != nil {
 			return err
 		}
+		accepting.facts, accepting.approvals = e.engine.facts, e.engine.approvals
+		e.engine = accepting
 	}
 	_, err := e.before.Judge(ctx, events.OnPublish, []*events.Event{ev})
 	return err
@@ -84,7 +93,7 @@ func (e *Evaluator) stampBefore(ctx context.Context, ev *events.Event) error {
 func withoutStamp(ev *events.Event) *events.Event {
 	out := ev.Clone()
 	if c, ok := contextOf(&out); ok {
-		removeStamp(c)
+		delete(c.Extensions, ExtStamp)
 	}
 	return &out
 }

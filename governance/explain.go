@@ -53,6 +53,10 @@ func NewExplainer(opts Options, srcs ...Source) (*Explainer, error) {
 	return x, err
 }
 
+// Suppose sets what expressions see beside the event, and the approvals that
+// were given. Without it, only what the event says is known.
+func (x *Explainer) Suppose(facts Facts, approvals Approvals) { x.decide.Suppose(facts, approvals) }
+
 // Set returns the policies.
 func (x *Explainer) Set() *PolicySet { return x.set }
 
@@ -118,11 +122,12 @@ func (x *Explainer) Explain(ctx context.Context, at events.Point, now time.Time,
 	defer s.release()
 	s.reset(ctx, c, sourceString(&c.Source.URL), readAttributes(c), ev.DataEncoded, x.set.limits)
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now.UTC()}, explainTime, false
-	s.strict = x.set.plan(c.Type).data
+	s.ev, s.engine, s.strict = ev, x.decide.engine, x.set.plan(c.Type).data
 	for _, p := range x.set.policies {
 		po := PolicyOutcome{Name: p.name, Mode: p.mode, Unmatched: p.unmatched(at, &s.event)}
 		if po.Unmatched == "" {
 			s.use(p.data, p.vars)
+			s.params = p.params
 			for i := range p.rules {
 				po.Rules = append(po.Rules, x.rule(s, p, &p.rules[i], at))
 			}
@@ -164,11 +169,17 @@ func (x *Explainer) rule(s *evalState, p *policy, r *rule, at events.Point) Rule
 		out.Outcome = Failed
 	}
 	if out.Outcome != Held {
+		// By itself, as if no other rule had a say.
+		s.waiting, s.taintedNotes, s.effects, s.decider = nil, nil, effects{}, finding{}
 		d := Decision{Action: events.Allow, Point: at}
 		s.rule(p, r, &d)
-		if out.Effect = d.Action; d.Reason != "" {
+		out.Effect = d.Action
+		switch {
+		case len(s.waiting) > 0:
+			out.Effect, out.Reason = events.RequireApproval, s.waiting[0].reason
+		case d.Reason != "":
 			out.Reason = d.Reason
-		} else if len(d.Notes) > 0 {
+		case len(d.Notes) > 0:
 			out.Reason = d.Notes[0].Reason
 		}
 	}

@@ -17,8 +17,9 @@ import (
 // variable in the message. All sources of an event share Config.FactsTimeout. They
 // are called by several goroutines at once.
 //
-// Pointers and empty lists, maps and texts stand for what is not known: such
-// fields are missing to an expression.
+// A nil pointer, list or map and an empty text stand for what is not known: such
+// fields are missing to an expression. A list that is empty and not nil says that
+// there are none.
 type Facts struct {
 	Batch    func(ctx context.Context, ev *events.Event, known *Batch) error
 	Dataset  func(ctx context.Context, ev *events.Event, known *Dataset) error
@@ -39,7 +40,7 @@ type Batch struct {
 	Fingerprint string            `json:"fingerprint,omitempty"`
 	Tier        string            `json:"tier,omitempty"` // hot, warm or cold
 	URI         string            `json:"uri,omitempty"`
-	Labels      []string          `json:"labels,omitempty"`  // pii, residency:eu, ...
+	Labels      []string          `json:"labels,omitzero"`   // pii, residency:eu, ...
 	Columns     map[string]Column `json:"columns,omitempty"` // by name
 }
 
@@ -54,7 +55,7 @@ type Column struct {
 	Mean     *float64  `json:"mean,omitempty"`
 	StdDev   *float64  `json:"stddev,omitempty"`
 	Bins     []float64 `json:"bins,omitempty"` // shares of a histogram, for psi()
-	Labels   []string  `json:"labels,omitempty"`
+	Labels   []string  `json:"labels,omitzero"`
 }
 
 // Dataset is the variable dataset: the dataset of the batch, or that the event's
@@ -66,7 +67,7 @@ type Dataset struct {
 	Bytes       *int64   `json:"bytes,omitempty"`
 	Sealed      *bool    `json:"sealed,omitempty"`
 	Fingerprint string   `json:"fingerprint,omitempty"`
-	Labels      []string `json:"labels,omitempty"`
+	Labels      []string `json:"labels,omitzero"`
 }
 
 // Model is the variables model and champion: one version of a model.
@@ -77,14 +78,14 @@ type Model struct {
 	Precision string             `json:"precision,omitempty"` // fp32, fp16, bf16, fp8, int8, int4
 	Bytes     *int64             `json:"bytes,omitempty"`
 	Metrics   map[string]float64 `json:"metrics,omitempty"`
-	Rows      *int64             `json:"rows,omitempty"`     // that the metrics were measured on
-	Datasets  []string           `json:"datasets,omitempty"` // lineage: what it was trained on
-	Parents   []string           `json:"parents,omitempty"`  // lineage: versions it was made from
+	Rows      *int64             `json:"rows,omitempty"`    // that the metrics were measured on
+	Datasets  []string           `json:"datasets,omitzero"` // lineage: what it was trained on
+	Parents   []string           `json:"parents,omitzero"`  // lineage: versions it was made from
 	Run       string             `json:"run,omitempty"`
 	Created   *time.Time         `json:"created,omitempty"`
-	Aliases   []string           `json:"aliases,omitempty"`
+	Aliases   []string           `json:"aliases,omitzero"`
 	Signed    *bool              `json:"signed,omitempty"`
-	Labels    []string           `json:"labels,omitempty"`
+	Labels    []string           `json:"labels,omitzero"`
 }
 
 // Run is the variable run: the run that caused the event, or that it is about.
@@ -101,7 +102,7 @@ type Run struct {
 // Actor is the variable actor: on whose behalf the event was published.
 type Actor struct {
 	Name  string   `json:"name,omitempty"`
-	Roles []string `json:"roles,omitempty"`
+	Roles []string `json:"roles,omitzero"`
 	Team  string   `json:"team,omitempty"`
 }
 
@@ -111,7 +112,7 @@ type Worker struct {
 	Name        string   `json:"name,omitempty"`
 	Class       string   `json:"class,omitempty"`
 	Accelerator string   `json:"accelerator,omitempty"` // e.g. nvidia-h100, none
-	Precisions  []string `json:"precisions,omitempty"`  // that it computes in
+	Precisions  []string `json:"precisions,omitzero"`   // that it computes in
 	Region      string   `json:"region,omitempty"`
 	Address     string   `json:"address,omitempty"` // IP, for cidr()
 }

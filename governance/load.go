@@ -2,6 +2,8 @@ package governance
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -161,7 +163,10 @@ func load(opts Options, kept map[*policy]*compiler, srcs ...Source) (*PolicySet,
 	default:
 		return nil, fmt.Errorf("%w: Options.Default is %q; it must be allow or deny", ErrConfig, opts.Default)
 	}
-	l := &loader{opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, compilers: map[*dataType]*compiler{}, kept: kept}
+	l := &loader{
+		opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, bindings: map[string]*bindingSpec{},
+		compilers: map[*dataType]*compiler{}, kept: kept,
+	}
 	l.opts.Limits = opts.Limits.withDefaults()
 	env, err := newEnv(l.table)
 	if err != nil {
@@ -169,11 +174,14 @@ func load(opts Options, kept map[*policy]*compiler, srcs ...Source) (*PolicySet,
 	}
 	l.env = env
 	set := &PolicySet{def: opts.Default, limits: l.opts.Limits, types: opts.Types}
+	var specs []policySpec
 	for _, src := range srcs {
-		for _, spec := range l.parse(src) {
-			if p := l.compile(spec); p != nil {
-				set.policies = append(set.policies, p)
-			}
+		specs = append(specs, l.parse(src)...)
+	}
+	l.applyBindings(specs)
+	for _, spec := range specs {
+		if p := l.compile(spec); p != nil {
+			set.policies = append(set.policies, p)
 		}
 	}
 	if len(set.policies) > MaxPolicies {
@@ -194,6 +202,7 @@ type loader struct {
 	env       *cel.Env
 	compilers map[*dataType]*compiler
 	seen      map[string]*policySpec
+	bindings  map[string]*bindingSpec // by policy
 	faults    *LoadError
 	kept      map[*policy]*compiler // nil: they are not
 }
@@ -214,11 +223,15 @@ func (l *loader) compilerFor(data *dataType) (*compiler, error) {
 	if c, ok := l.compilers[data]; ok {
 		return c, nil
 	}
-	env, err := l.env.Extend(
+	opts := []cel.EnvOption{
 		cel.Variable(declData, data.cel),
 		cel.Variable(declPoint, cel.StringType),
 		cel.Variable(declNow, cel.TimestampType),
-	)
+	}
+	for i := range factTypes {
+		opts = append(opts, cel.Variable(factNames[i], factTypes[i].cel))
+	}
+	env, err := l.env.Extend(opts...)
 	if err != nil {
 		return nil, fmt.Errorf("governance: extend the expression environment: %w", err)
 	}
@@ -266,7 +279,8 @@ func (l *loader) compile(spec policySpec) *policy {
 		return nil
 	}
 	c := *base
-	p := &policy{name: spec.Name, spec: spec, data: c.data, failure: spec.Failure, mode: spec.Mode}
+	p := &policy{name: spec.Name, data: c.data, failure: spec.Failure, mode: spec.Mode}
+	c.tainted = map[string]bool{}
 	for _, pt := range spec.Match.Points {
 		p.publish = p.publish || pt == string(events.OnPublish)
 		p.receive = p.receive || pt == string(events.OnReceive)
@@ -283,6 +297,13 @@ func (l *loader) compile(spec policySpec) *policy {
 		}
 		return prg
 	}
+	if p.params = l.params(&spec); p.params != nil {
+		c.params = p.params.typ
+		if err := c.extend(declParams, p.params.typ.cel); err != nil {
+			l.fault(&PolicyError{File: spec.file, Line: spec.line, Policy: spec.Name, Field: "spec.params", Msg: err.Error()})
+			return nil
+		}
+	}
 	for _, v := range spec.Variables {
 		prg := build(v.Name, v.at, nil)
 		name := variablePrefix + v.Name
@@ -290,17 +311,33 @@ func (l *loader) compile(spec policySpec) *policy {
 		if prg != nil {
 			t = prg.out
 			p.vars = append(p.vars, variable{name: name, prg: prg})
+			c.tainted[name] = prg.tainted
 		}
 		if err := c.extend(name, t); err != nil {
 			l.expressionFault(&spec, v.Name, v.at, compileFault{msg: err.Error()})
 			ok = false
 		}
 	}
-	for _, r := range spec.Rules {
-		out := rule{id: spec.Name + "/" + r.Name, name: r.Name, message: r.Message, reason: r.Reason, action: r.Action}
-		out.check = build(r.Name, r.at, types.BoolType)
+	for i := range spec.Rules {
+		r := &spec.Rules[i]
+		out := rule{id: spec.Name + "/" + r.Name, name: r.Name, message: r.Message, reason: r.Reason, action: r.Action, spec: r}
+		if out.check = build(r.Name, r.at, types.BoolType); out.check != nil {
+			out.tainted = out.check.tainted
+		}
 		if r.messageAt != nil {
-			out.dynamic = build(r.Name, r.messageAt, types.StringType)
+			if out.dynamic = build(r.Name, r.messageAt, types.StringType); out.dynamic != nil {
+				out.taintedMessage = out.dynamic.tainted
+			}
+		}
+		if r.Redact != nil {
+			var faults []*PolicyError
+			out.paths, faults = r.Redact.compile(c.data)
+			for _, f := range faults {
+				f.File, f.Line, f.Policy, f.Rule = spec.file, r.line, spec.Name, r.Name
+				l.fault(f)
+				ok = false
+			}
+			p.redacts = p.redacts || len(out.paths) > 0
 		}
 		p.rules = append(p.rules, out)
 	}
@@ -310,6 +347,13 @@ func (l *loader) compile(spec policySpec) *policy {
 	if l.kept != nil {
 		l.kept[p] = &c
 	}
+	p.spec = spec
+	raw, err := json.Marshal(&p.spec)
+	if err != nil {
+		l.fault(&PolicyError{File: spec.file, Line: spec.line, Policy: spec.Name, Msg: err.Error()})
+		return nil
+	}
+	p.digest = sha256.Sum256(raw)
 	return p
 }
 

@@ -16,8 +16,9 @@ import (
 
 // Accepted values of the two fields that name the format.
 const (
-	APIVersion = "stokehold.dev/v1"
-	Kind       = "Policy"
+	APIVersion  = "stokehold.dev/v1"
+	Kind        = "Policy"
+	KindBinding = "Binding" // gives values to a policy's parameters
 )
 
 // source is an expression with its place in a file.
@@ -103,6 +104,10 @@ func (l *loader) parse(src Source) []policySpec {
 		}
 		d := &document{l: l, file: src.Name, lines: lines, at: map[string]int{}}
 		before := l.faultCount()
+		if kindOf(node.Content[0]) == KindBinding {
+			l.bind(d, d.readBinding(node.Content[0]))
+			continue
+		}
 		spec := d.read(node.Content[0])
 		l.validate(d, &spec)
 		if l.faultCount() == before {
@@ -346,6 +351,7 @@ func (d *document) readSpec(n *yaml.Node, path string, spec *policySpec) {
 				},
 			})
 		},
+		"params": func(n *yaml.Node, path string) { d.readParams(n, path, spec) },
 		"variables": func(n *yaml.Node, path string) {
 			names := map[string]bool{}
 			d.list(n, path, MaxRules, func(n *yaml.Node, path string) {
@@ -378,15 +384,19 @@ func (d *document) readSpec(n *yaml.Node, path string, spec *policySpec) {
 }
 
 func (d *document) readRule(n *yaml.Node, path string, spec *policySpec, names map[string]bool) {
-	r := ruleSpec{Action: actionDeny}
+	r := ruleSpec{Action: actionDeny, line: n.Line}
 	f := d.fields(n, path, map[string]func(*yaml.Node, string){
 		"name":              d.text(&r.Name, 63),
 		"expression":        d.expression(&r.Expression, &r.at),
 		"message":           d.text(&r.Message, maxReasonBytes),
 		"messageExpression": d.expression(&r.MessageExpression, &r.messageAt),
 		"reason":            d.text(&r.Reason, 63),
-		"action":            choice(d, &r.Action, actionDeny, actionWarn),
+		"action":            choice(d, &r.Action, actionDeny, actionWarn, actionQuarantine, actionRedact, actionRoute, actionApproval),
+		"approval":          func(n *yaml.Node, path string) { r.Approval = d.readApproval(n, path) },
+		"redact":            func(n *yaml.Node, path string) { r.Redact = d.readRedact(n, path) },
+		"route":             func(n *yaml.Node, path string) { r.Route = d.readRoute(n, path) },
 	})
+	d.checkEffect(n, path, &r)
 	d.require(n, path, f, "name", "expression")
 	switch {
 	case r.Name == "":

@@ -31,9 +31,52 @@ const (
 type ruleAction string
 
 const (
-	actionDeny ruleAction = "deny"
-	actionWarn ruleAction = "warn"
+	actionDeny       ruleAction = "deny"
+	actionWarn       ruleAction = "warn"
+	actionQuarantine ruleAction = "quarantine"
+	actionRedact     ruleAction = "redact"
+	actionRoute      ruleAction = "route"
+	actionApproval   ruleAction = "requireApproval"
 )
+
+// effect is what the bus is told.
+func (a ruleAction) effect() events.Action {
+	switch a {
+	case actionWarn:
+		return events.Warn
+	case actionQuarantine:
+		return events.Quarantine
+	case actionRedact:
+		return events.Redact
+	case actionRoute:
+		return events.Route
+	case actionApproval:
+		return events.RequireApproval
+	default:
+		return events.Deny
+	}
+}
+
+// precedence orders actions: of several rules that do not hold the highest
+// decides.
+func precedence(a events.Action) int {
+	switch a {
+	case events.Allow:
+		return 0
+	case events.Warn:
+		return 1
+	case events.Route:
+		return 2
+	case events.Redact:
+		return 3
+	case events.RequireApproval:
+		return 4
+	case events.Quarantine:
+		return 5
+	default:
+		return 6
+	}
+}
 
 // failure says what an expression that cannot be evaluated leads to.
 type failure string
@@ -69,8 +112,13 @@ type ruleSpec struct {
 	MessageExpression string     `json:"messageExpression"`
 	Reason            string     `json:"reason"`
 	Action            ruleAction `json:"action"`
+	// What the action of that name does; nil with any other.
+	Approval *approvalSpec `json:"approval,omitempty"`
+	Redact   *redactSpec   `json:"redact,omitempty"`
+	Route    *routeSpec    `json:"route,omitempty"`
 
 	at, messageAt *source
+	line          int
 }
 
 // policySpec is one document with its defaults filled in. Its JSON is what the
@@ -78,6 +126,7 @@ type ruleSpec struct {
 type policySpec struct {
 	Name      string         `json:"name"`
 	Match     matchSpec      `json:"match"`
+	Params    []paramSpec    `json:"params,omitempty"`
 	Variables []variableSpec `json:"variables"`
 	Rules     []ruleSpec     `json:"rules"`
 	Failure   failure        `json:"failure"`
@@ -96,20 +145,27 @@ type rule struct {
 	dynamic *program // message expression; may be nil
 	reason  string
 	action  ruleAction
+	spec    *ruleSpec
+	paths   []dataPath // of a redaction
+	// tainted: its dynamic message, or an error of check, can show event data.
+	tainted, taintedMessage bool
 }
 
 // policy is a compiled policy. Immutable.
 type policy struct {
 	name    string
 	spec    policySpec
+	digest  [sha256.Size]byte // of spec
 	data    *dataType
+	params  *object // nil: none are declared
 	vars    []variable
 	rules   []rule
 	failure failure
 	mode    Mode
 	publish bool
 	receive bool
-	impure  bool // some expression reads now or point
+	impure  bool // some expression reads more than the event: now, point or a fact
+	redacts bool // some rule takes out event data
 }
 
 // matches reports whether the event is one of the policy's, its type and point

@@ -23,9 +23,10 @@ const ExtStamp = "stkstamp"
 
 // A stamp binds a permission to what was permitted:
 //
-//	E   = SHA-256("stk-event-1" 0 F(source) F(id) F(type) F(subject)
+//	E   = SHA-256("stk-event-2" 0 F(source) F(id) F(type) F(subject)
 //	      F(datacontenttype) F(dataschema) F(stkpipeline) F(stkrun) F(stkstage)
-//	      F(stkcause) F(dataref) T F(data))
+//	      F(stkcause) F(dataref) F(stkactor) F(stklabels) F(stkroute)
+//	      F(stkcolumns) F(stkapproval) F(stkreleased) T F(data))
 //	D   = SHA-256("stk-decision-1" 0 point 0 policy)
 //	id  = hex(E[:16] XOR D[:16])
 //	MAC = HMAC-SHA256(key, "stk1" policy E)
@@ -41,7 +42,7 @@ const ExtStamp = "stkstamp"
 // that two events share an id only if they share 16 bytes of E. The sizes are
 // chosen so that the MAC takes one block of SHA-256 inside and one outside.
 const (
-	eventTag    = "stk-event-1\x00"
+	eventTag    = "stk-event-2\x00"
 	decisionTag = "stk-decision-1\x00"
 	stampTag    = "stk1"
 )
@@ -60,7 +61,7 @@ const (
 type policyRef struct {
 	short string // POLICY of stamps
 	raw   [16]byte
-	pads  [2][16]byte // D[:16], by pointIndex
+	pads  [points][16]byte // D[:16], by pointIndex
 }
 
 // newPolicyRef prepares a short digest; ok is false if it is not one.
@@ -72,7 +73,7 @@ func newPolicyRef(short string) (r policyRef, ok bool) {
 		return r, false
 	}
 	r.short = short
-	for _, at := range []events.Point{events.OnPublish, events.OnReceive} {
+	for _, at := range allPoints {
 		d := sha256.Sum256(append([]byte(decisionTag+string(at)+"\x00"), r.raw[:]...))
 		copy(r.pads[pointIndex(at)][:], d[:])
 	}
@@ -104,6 +105,12 @@ func (s *scratch) eventDigest(out *[sha256.Size]byte, c *event.EventContextV1, s
 	b = appendField(b, ext.stage)
 	b = appendField(b, ext.cause)
 	b = appendField(b, ext.dataref)
+	b = appendField(b, ext.actor)
+	b = appendField(b, ext.labels)
+	b = appendField(b, ext.route)
+	b = appendField(b, ext.columns)
+	b = appendField(b, ext.approval)
+	b = appendField(b, ext.released)
 	if c.Time != nil {
 		b = append(b, 1)
 		b = binary.BigEndian.AppendUint64(b, uint64(c.Time.Unix()))
@@ -192,8 +199,8 @@ func isHex(s string) bool {
 }
 
 // authentic reports whether the stamp was made by a key of the ring for this
-// event; known is false when the ring lacks the key.
-func (s *scratch) authentic(ring *KeyRing, st *stamp, policy *policyRef, e *[sha256.Size]byte) (known, ok bool) {
+// event, which was released or not; known is false when the ring lacks the key.
+func (s *scratch) authentic(ring *KeyRing, st *stamp, policy *policyRef, e *[sha256.Size]byte, released bool) (known, ok bool) {
 	k := ring.keys[st.key]
 	if k == nil {
 		return false, false
@@ -202,10 +209,15 @@ func (s *scratch) authentic(ring *KeyRing, st *stamp, policy *policyRef, e *[sha
 	if subtle.ConstantTimeCompare(s.sum[:], st.mac[:]) != 1 {
 		return true, false
 	}
+	at := events.OnPublish
+	if released {
+		at = events.OnRelease
+	}
+	pad := &policy.pads[pointIndex(at)]
 	var id [decisionIDLen]byte
 	var raw [16]byte
 	for i := range raw {
-		raw[i] = e[i] ^ policy.pads[0][i]
+		raw[i] = e[i] ^ pad[i]
 	}
 	hex.Encode(id[:], raw[:])
 	return true, string(id[:]) == st.decision
@@ -227,8 +239,12 @@ func (s *scratch) writeStamp(c *event.EventContextV1, k *macKey, policy *policyR
 	c.Extensions[ExtStamp] = string(b)
 }
 
-// removeStamp takes any stamp off an event that was refused.
-func removeStamp(c *event.EventContextV1) { delete(c.Extensions, ExtStamp) }
+// removeReserved takes off an event what the Judge alone sets.
+func removeReserved(c *event.EventContextV1) {
+	for _, name := range reserved {
+		delete(c.Extensions, name)
+	}
+}
 
 // formatExtension gives an extension value as the string that travels in a
 // header.

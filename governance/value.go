@@ -109,7 +109,17 @@ type eventVal struct {
 // attributes are the extension attributes that expressions see; the stamp's MAC
 // covers all of them.
 type attributes struct {
-	pipeline, run, stage, cause, dataref string
+	pipeline, run, stage, cause, dataref, actor, labels string
+	// What the Judge alone sets.
+	route, columns, approval, released string
+}
+
+// reserved names the attributes that the Judge alone sets.
+var reserved = [...]string{ExtStamp, events.ExtRoute, events.ExtColumns, events.ExtApproval, events.ExtReleased} //nolint:gochecknoglobals // a constant table
+
+// isReserved reports whether one of them, the stamp apart, is set.
+func (a *attributes) isReserved() bool {
+	return a.route != "" || a.columns != "" || a.approval != "" || a.released != ""
 }
 
 var _ ref.Val = (*eventVal)(nil)
@@ -165,6 +175,7 @@ func newEventType() *dataType {
 	str("run", func(e *eventVal) string { return e.ext.run })
 	str("stage", func(e *eventVal) string { return e.ext.stage })
 	str("cause", func(e *eventVal) string { return e.ext.cause })
+	str("actor", func(e *eventVal) string { return e.ext.actor })
 	t.fields = append(t.fields, field{name: "time", typ: &dataType{kind: kindTimestamp, cel: types.TimestampType}, cel: &types.FieldType{
 		Type:  types.TimestampType,
 		IsSet: func(target any) bool { e, ok := target.(*eventVal); return ok && e.ctx.Time != nil },
@@ -184,18 +195,29 @@ func newEventType() *dataType {
 
 // readAttributes reads the extension attributes by their canonical strings, as
 // they travel in headers.
-func readAttributes(c *event.EventContextV1) attributes {
-	if len(c.Extensions) == 0 {
-		return attributes{}
+func readAttributes(c *event.EventContextV1) (a attributes) {
+	left := len(c.Extensions)
+	if left == 0 {
+		return a
 	}
-	if _, stamped := c.Extensions[ExtStamp]; stamped && len(c.Extensions) == 1 {
-		return attributes{}
+	if _, stamped := c.Extensions[ExtStamp]; stamped {
+		left--
 	}
-	return attributes{
-		pipeline: extension(c, events.ExtPipeline),
-		run:      extension(c, events.ExtRun),
-		stage:    extension(c, events.ExtStage),
-		cause:    extension(c, events.ExtCause),
-		dataref:  extension(c, events.ExtDataRef),
+	for _, x := range [...]struct {
+		name string
+		to   *string
+	}{
+		{events.ExtPipeline, &a.pipeline}, {events.ExtRun, &a.run}, {events.ExtStage, &a.stage}, {events.ExtCause, &a.cause},
+		{events.ExtDataRef, &a.dataref}, {events.ExtActor, &a.actor}, {events.ExtLabels, &a.labels},
+		{events.ExtRoute, &a.route}, {events.ExtColumns, &a.columns}, {events.ExtApproval, &a.approval}, {events.ExtReleased, &a.released},
+	} {
+		if left == 0 {
+			break
+		}
+		if v, ok := c.Extensions[x.name]; ok {
+			*x.to = extensionText(v)
+			left--
+		}
 	}
+	return a
 }
