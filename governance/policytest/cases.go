@@ -15,9 +15,11 @@
 //	    reason: log loss improves by 0.0010; 0.0050 is needed
 //
 // The event is made of type, id, source, subject, time, pipeline, run, stage,
-// cause, and data in YAML or json as it is; point is publish (the default) or
-// receive, now the time of judging. Expected are action and policy ("" is: none);
-// code, reason and notes if they are given.
+// cause, actor, labels, and data in YAML or json as it is; point is publish (the
+// default) or receive, now the time of judging. facts are the other variables that
+// expressions see, by name, and approved are who approved whatever asks for
+// approval. Expected are action and policy ("" is: none); code, reason and notes if
+// they are given.
 package policytest
 
 import (
@@ -84,6 +86,11 @@ type Case struct {
 	JSON     string       `yaml:"json"` // data as they are, also such as YAML cannot say
 	Point    events.Point `yaml:"point"`
 	Now      time.Time    `yaml:"now"` // default: the event's time
+	Actor    string       `yaml:"actor"`
+	Labels   []string     `yaml:"labels"`
+
+	Facts    map[string]any `yaml:"facts"`    // by variable: batch, dataset, model, champion, run, actor, worker, budget
+	Approved []string       `yaml:"approved"` // who approved whatever asks for approval
 
 	Action events.Action `yaml:"action"`
 	Policy string        `yaml:"policy"` // POLICY/RULE; "": none decided
@@ -115,7 +122,8 @@ func (c *Case) Event() (*events.Event, error) {
 	if c.JSON != "" {
 		ev.DataEncoded = []byte(c.JSON)
 	}
-	for name, v := range map[string]string{events.ExtPipeline: c.Pipeline, events.ExtRun: c.Run, events.ExtStage: c.Stage, events.ExtCause: c.Cause} {
+	for name, v := range map[string]string{events.ExtPipeline: c.Pipeline, events.ExtRun: c.Run, events.ExtStage: c.Stage, events.ExtCause: c.Cause,
+		events.ExtActor: c.Actor, events.ExtLabels: strings.Join(c.Labels, ",")} {
 		if v != "" {
 			ev.SetExtension(name, v)
 		}
@@ -220,7 +228,7 @@ func (p *parser) head(n *yaml.Node, defaults *Case) (list *yaml.Node) {
 // fields are the keys of a case.
 func fields() []string {
 	return []string{"name", "type", "id", "source", "subject", "time", "pipeline", "run", "stage", "cause", "data", "json", "point", "now",
-		"action", "policy", "code", "reason", "notes"}
+		"actor", "labels", "facts", "approved", "action", "policy", "code", "reason", "notes"}
 }
 
 func (p *parser) decode(n *yaml.Node, c *Case) {
@@ -264,6 +272,9 @@ func (p *parser) check(n *yaml.Node, c *Case, seen map[string]bool) {
 	}
 	if c.Action == "" {
 		p.fault(n, c.Name, "a case needs the action that is expected, e.g. allow or deny")
+	}
+	if _, err := c.facts(); err != nil {
+		p.fault(n, c.Name, "%v", err)
 	}
 	if c.Data != nil && c.JSON != "" {
 		p.fault(n, c.Name, "data and json: give one of them")

@@ -95,6 +95,8 @@ func TestFilesOfCasesAreReadStrictly(t *testing.T) {
 		"a name twice":     {good + good, "rows.cases.yaml:2:3: case a: there is another"},
 		"a bad point":      {"- {name: a, type: t.x, action: allow, point: send}\n", `point "send"`},
 		"a bad time":       {"- {name: a, type: t.x, action: allow, time: noon}\n", "cannot parse"},
+		"an unknown fact":  {"- {name: a, type: t.x, action: allow, facts: {wheather: {}}}\n", `case a: unknown fact "wheather"; there are actor, batch`},
+		"a misspelt fact":  {"- {name: a, type: t.x, action: allow, facts: {worker: {acelerator: x}}}\n", `fact worker: json: unknown field "acelerator"`},
 		"data twice":       {"- {name: a, type: t.x, action: allow, data: {}, json: '{}'}\n", "give one of them"},
 		"an alias bomb":    {"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\n", "unknown field"},
 	} {
@@ -139,4 +141,40 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestCasesGiveFactsAndApprovals(t *testing.T) {
+	x, err := governance.NewExplainer(governance.Options{}, governance.Source{Name: "p.yaml", Data: []byte(`apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: p}
+spec:
+  match: {types: [model.promoted]}
+  rules:
+    - {name: region, expression: "worker.region == 'eu'", message: not in the EU}
+    - {name: eyes, expression: "false", message: two must agree, action: requireApproval, approval: {roles: [owner], quorum: 2}}
+`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases, err := policytest.Parse("p.cases.yaml", []byte(`defaults: {type: model.promoted, actor: carol, data: {}}
+cases:
+- {name: waits, facts: {worker: {region: eu}}, action: require_approval, policy: p/eyes, reason: two must agree (not approved yet)}
+- {name: one is not enough, facts: {worker: {region: eu}}, approved: [alice], action: require_approval, policy: p/eyes}
+- {name: approved, facts: {worker: {region: eu}}, approved: [alice, bob], action: allow}
+- {name: her own does not count, facts: {worker: {region: eu}}, approved: [alice, carol], action: require_approval, policy: p/eyes}
+- {name: elsewhere, facts: {worker: {region: us}}, approved: [alice, bob], action: deny, policy: p/region}
+- {name: nobody knows, action: deny, policy: p/region, code: Evaluation}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := policytest.Run(t.Context(), x, cases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.Results {
+		if len(c.Faults) > 0 {
+			t.Errorf("%s: %s: %+v", c.Case.Name, strings.Join(c.Faults, "; "), c.Decision)
+		}
+	}
 }

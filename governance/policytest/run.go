@@ -88,6 +88,11 @@ func Run(ctx context.Context, x *governance.Explainer, cases []Case) (*Report, e
 		if err != nil {
 			return nil, err
 		}
+		facts, err := c.facts()
+		if err != nil {
+			return nil, &CaseError{File: c.File, Line: c.Line, Case: c.Name, Msg: err.Error()}
+		}
+		x.Suppose(facts, approvals{c.Approved, c.now(ev)})
 		e, err := x.Explain(ctx, c.Point, c.now(ev), ev)
 		if err != nil {
 			return nil, fmt.Errorf("case %s: %w", c.Name, err)
