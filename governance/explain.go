@@ -293,9 +293,8 @@ func (e *explaining) show(x ast.Expr) {
 		return
 	}
 	e.seen[text] = true
-	v, err := e.eval(x)
-	value := ""
-	if err != nil {
+	var value string
+	if v, err := e.eval(x); err != nil {
 		value = "no value: " + err.Error()
 	} else {
 		value = showValue(v, 0)

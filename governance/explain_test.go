@@ -193,11 +193,7 @@ spec:
 	show := func(cs []governance.Change) string {
 		var out []string
 		for _, c := range cs {
-			line := string(c.Kind)
-			for _, p := range []string{c.Policy, c.Part, c.Field, c.Before} {
-				line += "|" + p
-			}
-			out = append(out, line+"|"+c.After)
+			out = append(out, strings.Join([]string{string(c.Kind), c.Policy, c.Part, c.Field, c.Before, c.After}, "|"))
 		}
 		return strings.Join(out, "\n")
 	}

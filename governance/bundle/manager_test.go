@@ -308,19 +308,15 @@ func TestStartWithoutTheStore(t *testing.T) {
 	within(t, "the first", p.version(3))
 	p.close(t)
 	srv.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	begin := func(dir string, tr *bundle.Trust) (*bundle.Manager, error) {
+	begin := func(wait time.Duration, dir string, tr *bundle.Trust) (*bundle.Manager, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
 		return bundle.NewManager(ctx, bundle.ManagerConfig{Store: store(t, nc), Trust: bundle.Trusting(tr), Dir: dir, Log: slog.New(slog.DiscardHandler)})
 	}
-	if _, err := begin(t.TempDir(), o.trust); !errors.Is(err, bundle.ErrUnavailable) || !errors.Is(err, bundle.ErrNotFound) {
+	if _, err := begin(200*time.Millisecond, t.TempDir(), o.trust); !errors.Is(err, bundle.ErrUnavailable) || !errors.Is(err, bundle.ErrNotFound) {
 		t.Errorf("without a copy: %v", err)
 	}
-	ctx = t.Context()
-	short, stop := context.WithTimeout(ctx, time.Second)
-	defer stop()
-	ctx = short
-	m, err := begin(dir, o.trust)
+	m, err := begin(200*time.Millisecond, dir, o.trust)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,12 +343,7 @@ func TestStartWithoutTheStore(t *testing.T) {
 		if err := os.WriteFile(copyPath, c.data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		short, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		ctx = short
-		_, err := begin(dir, c.trust)
-		stop()
-		// The load of a copy ends with the context; what is refused is so before.
-		if !errors.Is(err, c.want) {
+		if _, err := begin(50*time.Millisecond, dir, c.trust); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
