@@ -7,7 +7,7 @@
 // golang.org/x/mod/sumdb/note with one or more Ed25519 keys, and the policy
 // files it names by size and SHA-256. [Create] makes and signs one, [Open] reads
 // and verifies one, [Bundle.Load] compiles it. The format is in
-// docs/GOVERNANCE.md.
+// docs/POLICIES.md.
 //
 // # Order
 //

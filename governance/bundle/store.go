@@ -89,7 +89,7 @@ func (s *Store) Create(ctx context.Context) error {
 	}
 	_, err = s.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket:       s.bucketName(),
-		Description:  "Stokehold: signed policy bundles; see docs/GOVERNANCE.md",
+		Description:  "Stokehold: signed policy bundles; see docs/POLICIES.md",
 		History:      History,
 		Storage:      jetstream.FileStorage,
 		Replicas:     s.cfg.Replicas,
