@@ -52,9 +52,11 @@ func (a *App) openPolicies(ctx context.Context, o options) (*governance.PolicySe
 	if err != nil {
 		return nil, err
 	}
-	cfg := bundle.ManagerConfig{Store: store, Trust: bundle.TrustFile(a.cfg.trustFile()), Types: a.Types, Log: a.cfg.Log}
+	cfg := bundle.ManagerConfig{
+		Store: store, Trust: bundle.TrustFile(a.cfg.trustFile()), Types: a.Types, Log: a.cfg.Log,
+		Dir: a.cfg.StateDir, ReadOnly: o.observing,
+	}
 	if !o.observing {
-		cfg.Dir = a.cfg.StateDir
 		cfg.OnSwap = func(set *governance.PolicySet) error {
 			_, err := a.acceptedPolicies(set, false)
 			return err

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloudevents/sdk-go/v2/event"
+
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 )
@@ -30,6 +32,11 @@ type judge struct {
 	m      *Manager
 	engine Engine
 }
+
+var (
+	_ events.Judge    = (*judge)(nil)
+	_ events.Releaser = (*releaser)(nil)
+)
 
 // releaser is a judge whose engine lets held events go.
 type releaser struct {
@@ -64,10 +71,14 @@ func (j *judge) Judge(ctx context.Context, at events.Point, evs []*events.Event)
 // stampedBy returns the short digest that an event's stamp names; "": none. Of
 // what is no stamp it may return anything, for the engine to refuse.
 func stampedBy(ev *events.Event) string {
-	if ev == nil || ev.Context == nil {
+	if ev == nil {
 		return ""
 	}
-	stamp, _ := ev.Context.GetExtensions()[governance.ExtStamp].(string)
+	c, ok := ev.Context.(*event.EventContextV1)
+	if !ok {
+		return ""
+	}
+	stamp, _ := c.Extensions[governance.ExtStamp].(string) // GetExtensions would copy the map
 	policy, _, _ := strings.Cut(stamp, ".")
 	return policy
 }

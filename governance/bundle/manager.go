@@ -33,8 +33,11 @@ type ManagerConfig struct {
 	Types governance.TypeSource
 	// Dir keeps a copy of the last good bundle, and how far the order has come.
 	// Empty: nothing is kept, so that the process cannot start without the store and
-	// notices a roll-back only while it runs; for programs that only look.
+	// notices a roll-back only while it runs.
 	Dir string
+	// ReadOnly leaves Dir as it is, which is then another process's; for programs
+	// that only look.
+	ReadOnly bool
 	// OnSwap is told of each set before it takes effect, e.g. to remember whose
 	// stamps to honour after a restart. The set takes effect whatever it returns; an
 	// error is logged.
@@ -259,7 +262,7 @@ func (m *Manager) refuse(ctx context.Context, revision uint64, err error) {
 func (m *Manager) install(ctx context.Context, b *Bundle, set *governance.PolicySet, from string, revision uint64) {
 	m.floor = floorFile{b.Position.Epoch, b.Position.Version, b.fingerprint()}
 	m.bundle, m.set = b, set
-	if from == FromStore {
+	if from == FromStore && !m.cfg.ReadOnly {
 		m.keep(ctx)
 	}
 	if m.cfg.OnSwap != nil {

@@ -206,6 +206,9 @@ func TestEveryProcessTakesOverWhatIsApplied(t *testing.T) {
 			t.Errorf("version %d took %s to be in force", v, took)
 		}
 	}
+	if _, ok := ps[0].judge.(events.Releaser); !ok {
+		t.Error("the judge does not let held events go, and the engine does")
+	}
 	// What an earlier set stamped is honoured, by a new process too.
 	old := event(t, "2", "s5")
 	if v := ps[0].decide(t, events.OnPublish, old); v.Action != events.Allow {
@@ -386,6 +389,18 @@ func TestAStoreThatWasRolledBack(t *testing.T) {
 	within(t, "the roll-back", func() bool { return r.m.Status().Position == back.Position })
 	after.raw(t, empty.Connect(), bundle.Pack(t, create(t, draft(4), o.key).Bytes()))
 	within(t, "the earlier epoch to be refused", func() bool { return errors.Is(r.m.Status().Refused, bundle.ErrRollback) })
+	// Who only looks sees the same, and leaves the files alone.
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	looking, _, err := after.manager(t, empty.Connect(), inDir(dir), func(c *bundle.ManagerConfig) { c.ReadOnly = true })
+	if err != nil || looking.Status().Position != back.Position || looking.Status().Source != bundle.FromDisk {
+		t.Errorf("looking: %v", err)
+	}
+	if now, err := os.ReadDir(dir); err != nil || len(now) != len(files) {
+		t.Errorf("files %v, %v", now, err)
+	}
 	// Without the copy and with the floor, a start fails closed.
 	r.close(t)
 	if err := os.Remove(filepath.Join(dir, "policies-default.bundle")); err != nil {
