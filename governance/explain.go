@@ -276,16 +276,16 @@ func (e *explaining) macro(x ast.Expr) bool {
 	return ok
 }
 
-// constant reports whether an expression says its value itself, as 5 and
+// selfEvident reports whether an expression says its value itself, as 5 and
 // duration("5m") do.
-func constant(x ast.Expr) bool {
+func selfEvident(x ast.Expr) bool {
 	return x.Kind() == ast.LiteralKind ||
-		x.Kind() == ast.CallKind && !x.AsCall().IsMemberFunction() && !slices.ContainsFunc(x.AsCall().Args(), func(a ast.Expr) bool { return !constant(a) })
+		x.Kind() == ast.CallKind && !x.AsCall().IsMemberFunction() && !slices.ContainsFunc(x.AsCall().Args(), func(a ast.Expr) bool { return !selfEvident(a) })
 }
 
 // show evaluates an expression that is no constant and notes its value.
 func (e *explaining) show(x ast.Expr) {
-	if constant(x) || len(e.out) >= maxExplained {
+	if selfEvident(x) || len(e.out) >= maxExplained {
 		return
 	}
 	text, err := cel.ExprToString(x, e.info)

@@ -205,6 +205,9 @@ type loader struct {
 	bindings  map[string]*bindingSpec // by policy
 	faults    *LoadError
 	kept      map[*policy]*compiler // nil: they are not
+	// watch hears of the fields and words that are known at each place read; nil but
+	// in the test that holds the published schema to the parser.
+	watch func(path string, known []string)
 }
 
 func (l *loader) fault(e *PolicyError) {
