@@ -111,7 +111,11 @@ func ReadFS(fsys fs.FS, patterns ...string) ([]Source, error) {
 		if len(found) == 0 {
 			return nil, fmt.Errorf("governance: no policy file matches %q: %w", p, fs.ErrNotExist)
 		}
-		names = append(names, found...)
+		for _, n := range found {
+			if n == p || !strings.HasSuffix(n, CasesSuffix) { // a pattern does not mean files of cases
+				names = append(names, n)
+			}
+		}
 	}
 	slices.Sort(names)
 	var srcs []Source

@@ -201,8 +201,9 @@ func TestDigestCoversContentAndNotLayout(t *testing.T) {
 
 func TestLoadFSAndPaths(t *testing.T) {
 	fsys := fstest.MapFS{
-		"policies/b.yaml": {Data: []byte(policyYAML("b", "{}", rule("r", "true")))},
-		"policies/a.yaml": {Data: []byte(policyYAML("a", "{}", rule("r", "true")))},
+		"policies/b.yaml":                     {Data: []byte(policyYAML("b", "{}", rule("r", "true")))},
+		"policies/a.yaml":                     {Data: []byte(policyYAML("a", "{}", rule("r", "true")))},
+		"policies/a" + governance.CasesSuffix: {Data: []byte("[]")},
 	}
 	set, err := governance.LoadFS(governance.Options{}, fsys, "policies/*.yaml", "policies/a.yaml")
 	if err != nil {
