@@ -174,7 +174,9 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	accept = a.earlierPolicies(ctx, accept)
-	a.Judge, err = governance.NewEngine(governance.Config{Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept})
+	a.Judge, err = governance.NewEngine(governance.Config{
+		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Facts: a.facts(),
+	})
 	if err != nil {
 		return err
 	}
