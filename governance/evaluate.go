@@ -19,6 +19,7 @@ type Evaluator struct {
 	set    *PolicySet
 	log    lastLog
 	now    time.Time
+	after  *events.Event // the last event, as the judge left it
 }
 
 // NewEvaluator returns an Evaluator of the set.
@@ -65,6 +66,7 @@ func (e *Evaluator) Evaluate(ctx context.Context, at events.Point, now time.Time
 	if _, err := e.engine.Judge(ctx, at, []*events.Event{ev}); err != nil {
 		return Decision{}, err
 	}
+	e.after = ev
 	return e.log.last, nil
 }
 

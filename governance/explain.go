@@ -64,6 +64,9 @@ func (x *Explainer) Set() *PolicySet { return x.set }
 type Explanation struct {
 	Decision Decision
 	Policies []PolicyOutcome // all of the set, by name
+	// Event is the event as the judge leaves it: redacted, routed, stamped by a key
+	// that nobody has.
+	Event *events.Event
 }
 
 // PolicyOutcome is what one policy says of an event.
@@ -113,7 +116,7 @@ func (x *Explainer) Explain(ctx context.Context, at events.Point, now time.Time,
 	if err != nil {
 		return nil, err
 	}
-	out := &Explanation{Decision: d}
+	out := &Explanation{Decision: d, Event: x.decide.after}
 	c, ok := contextOf(ev)
 	if !ok || d.Code == CodeInvalid {
 		return out, nil // no policy has a say

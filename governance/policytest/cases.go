@@ -97,6 +97,11 @@ type Case struct {
 	Code   string        `yaml:"code"`
 	Reason string        `yaml:"reason"`
 	Notes  []string      `yaml:"notes"` // reasons of the decision's notes, in order
+	// What the decision makes of the event: where it goes, which columns of its batch
+	// are left out, as in its attributes, and its data.
+	Route   string `yaml:"route"`
+	Columns string `yaml:"columns"`
+	After   any    `yaml:"after"`
 
 	File string `yaml:"-"`
 	Line int    `yaml:"-"`
@@ -228,7 +233,7 @@ func (p *parser) head(n *yaml.Node, defaults *Case) (list *yaml.Node) {
 // fields are the keys of a case.
 func fields() []string {
 	return []string{"name", "type", "id", "source", "subject", "time", "pipeline", "run", "stage", "cause", "data", "json", "point", "now",
-		"actor", "labels", "facts", "approved", "action", "policy", "code", "reason", "notes"}
+		"actor", "labels", "facts", "approved", "action", "policy", "code", "reason", "notes", "route", "columns", "after"}
 }
 
 func (p *parser) decode(n *yaml.Node, c *Case) {
@@ -274,7 +279,7 @@ func (p *parser) check(n *yaml.Node, c *Case, seen map[string]bool) {
 		p.fault(n, c.Name, "a case needs the action that is expected, e.g. allow or deny")
 	}
 	if _, err := c.facts(); err != nil {
-		p.fault(n, c.Name, "%v", err)
+		p.fault(n, c.Name, "facts: %v", err)
 	}
 	if c.Data != nil && c.JSON != "" {
 		p.fault(n, c.Name, "data and json: give one of them")

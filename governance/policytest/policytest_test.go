@@ -95,8 +95,8 @@ func TestFilesOfCasesAreReadStrictly(t *testing.T) {
 		"a name twice":     {good + good, "rows.cases.yaml:2:3: case a: there is another"},
 		"a bad point":      {"- {name: a, type: t.x, action: allow, point: send}\n", `point "send"`},
 		"a bad time":       {"- {name: a, type: t.x, action: allow, time: noon}\n", "cannot parse"},
-		"an unknown fact":  {"- {name: a, type: t.x, action: allow, facts: {wheather: {}}}\n", `case a: unknown fact "wheather"; there are actor, batch`},
-		"a misspelt fact":  {"- {name: a, type: t.x, action: allow, facts: {worker: {acelerator: x}}}\n", `fact worker: json: unknown field "acelerator"`},
+		"an unknown fact":  {"- {name: a, type: t.x, action: allow, facts: {wheather: {}}}\n", `case a: facts: json: unknown field "wheather"`},
+		"a misspelt fact":  {"- {name: a, type: t.x, action: allow, facts: {worker: {acelerator: x}}}\n", `facts: json: unknown field "acelerator"`},
 		"data twice":       {"- {name: a, type: t.x, action: allow, data: {}, json: '{}'}\n", "give one of them"},
 		"an alias bomb":    {"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\n", "unknown field"},
 	} {

@@ -1,7 +1,10 @@
 package policytest
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -110,7 +113,7 @@ func Run(ctx context.Context, x *governance.Explainer, cases []Case) (*Report, e
 				}
 			}
 		}
-		out.Results = append(out.Results, Result{Case: c, Decision: e.Decision, Faults: c.compare(&e.Decision)})
+		out.Results = append(out.Results, Result{Case: c, Decision: e.Decision, Faults: append(c.compare(&e.Decision), c.compareEvent(e.Event)...)})
 	}
 	return out, nil
 }
@@ -152,6 +155,35 @@ func (c *Case) compare(d *governance.Decision) []string {
 	}
 	if len(out) > 0 && c.Reason == "" && d.Reason != "" {
 		out = append(out, "the reason is: "+d.Reason)
+	}
+	return out
+}
+
+// compareEvent says how the event differs from what the case expects it to become.
+func (c *Case) compareEvent(ev *events.Event) []string {
+	if ev == nil {
+		return nil
+	}
+	var out []string
+	for _, a := range []struct{ what, name, want string }{{"route", events.ExtRoute, c.Route}, {"columns", events.ExtColumns, c.Columns}} {
+		if got, _ := ev.Extensions()[a.name].(string); got != a.want {
+			out = append(out, fmt.Sprintf("%s %q, want %q", a.what, got, a.want))
+		}
+	}
+	if c.After == nil {
+		return out
+	}
+	var data any
+	if err := json.Unmarshal(ev.DataEncoded, &data); err != nil {
+		return append(out, "the data are no JSON: "+err.Error())
+	}
+	got, errGot := json.Marshal(data)
+	want, errWant := json.Marshal(c.After)
+	if err := errors.Join(errGot, errWant); err != nil {
+		return append(out, "after: "+err.Error())
+	}
+	if !bytes.Equal(got, want) {
+		out = append(out, fmt.Sprintf("data %s, want %s", got, want))
 	}
 	return out
 }
