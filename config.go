@@ -22,9 +22,14 @@ type Config struct {
 	// StateDir holds the warm tier and the local copies of models. One process at a
 	// time may use it.
 	StateDir string
-	// Policies are files or directories of governance policies. Without any, every
-	// event is allowed and every decision is still recorded.
+	// Policies are files or directories of governance policies, which count until a
+	// bundle is applied (`stokehold policy apply`). Without any, every event is allowed
+	// and every decision is still recorded.
 	Policies []string
+	// PolicyKeys is a file that lists the keys whose policy bundles this process
+	// takes. Empty: policy.trusted in StateDir, made at the first start with a key that
+	// is made there, too, so that whoever may read the directory may apply policies.
+	PolicyKeys string
 	// Key signs the stamps on judged events. All processes of a deployment share it.
 	// Empty: a key of its own is made and kept in StateDir.
 	Key Secret
@@ -64,6 +69,9 @@ type NATS struct {
 	Password  Secret
 	Token     Secret
 	CredsFile string
+	// Inbox is the prefix of this user's inboxes, where the server's permissions give
+	// each user one of its own (events.Permissions). Empty: _INBOX.
+	Inbox string
 }
 
 // Temporal is the orchestrator.

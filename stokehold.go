@@ -29,6 +29,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/audit"
+	"github.com/stokehold/stokehold/governance/bundle"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/stages/worker"
@@ -54,9 +55,12 @@ type App struct {
 	Models    *models.Registry
 	Decisions *audit.JetStreamLog
 	Judge     *governance.Engine
-	Temporal  workflows.Client
-	Types     *events.Registry
-	Hot       *shm.Host
+	// Policies keeps Judge on the bundle that was applied last; its Status says which.
+	// nil for an observer without a list of trusted keys.
+	Policies *bundle.Manager
+	Temporal workflows.Client
+	Types    *events.Registry
+	Hot      *shm.Host
 	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
 	Flight *flight.Server
 
@@ -133,15 +137,7 @@ func (a *App) onClose(f func(context.Context) error) { a.closers = append(a.clos
 func (a *App) connectNATS(_ context.Context, _ options) error {
 	n := a.cfg.NATS
 	o := []nats.Option{nats.Name("stokehold"), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond)}
-	switch {
-	case n.CredsFile != "":
-		o = append(o, nats.UserCredentials(n.CredsFile))
-	case n.Token != "":
-		o = append(o, nats.Token(n.Token.Reveal()))
-	case n.User != "":
-		o = append(o, nats.UserInfo(n.User, n.Password.Reveal()))
-	}
-	nc, err := nats.Connect(n.URL, o...)
+	nc, err := nats.Connect(n.URL, append(o, n.connectOptions()...)...)
 	if err != nil {
 		return fmt.Errorf("connect to NATS at %s: %w: start it (`stokehold dev`) or set NATS_URL and its credentials", n.URL, err)
 	}
@@ -155,16 +151,16 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	if a.Types, err = events.NewRegistry(o.types...); err != nil {
 		return err
 	}
-	policies, err := a.loadPolicies(o)
-	if err != nil {
-		return err
-	}
 	if !o.observing {
 		if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
 			return fmt.Errorf("state directory: %w: choose one that you may write to", err)
 		}
 	}
 	keys, err := a.keys(o.observing)
+	if err != nil {
+		return err
+	}
+	policies, err := a.openPolicies(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -177,13 +173,18 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	accept = a.earlierPolicies(ctx, accept)
 	a.Judge, err = governance.NewEngine(governance.Config{
 		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Facts: a.facts(),
 	})
 	if err != nil {
 		return err
 	}
-	a.Bus, err = events.Open(ctx, events.Config{Conn: a.nc, Types: a.Types, Judge: a.Judge, Logger: a.cfg.Log})
+	judge, err := a.startPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	a.Bus, err = events.Open(ctx, events.Config{Conn: a.nc, Types: a.Types, Judge: judge, Logger: a.cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -192,16 +193,9 @@ func (a *App) openBus(ctx context.Context, o options) error {
 }
 
 func (a *App) loadPolicies(o options) (*governance.PolicySet, error) {
-	sources, err := governance.ReadPaths(a.cfg.Policies...)
+	sources, err := a.policySources(o)
 	if err != nil {
 		return nil, err
-	}
-	for _, fsys := range o.policies {
-		more, err := governance.ReadFS(fsys, "*.yaml")
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, more...)
 	}
 	return governance.Load(governance.Options{Types: a.Types}, sources...)
 }

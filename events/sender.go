@@ -71,7 +71,7 @@ const (
 func newSender(nc *nats.Conn) (*sender, error) {
 	s := &sender{
 		nc:     nc,
-		prefix: nats.NewInbox() + ".",
+		prefix: nc.NewInbox() + ".",
 		free:   make(chan uint32, maxInFlight),
 		slots:  make([]slot, maxInFlight),
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/policytest"
 )
 
 // factCase is a case of testdata/golden: that of promotion.cases.yaml, with what
@@ -100,6 +101,20 @@ func TestGoldenPoliciesByConcern(t *testing.T) {
 				t.Errorf("no case of %s is decided by %s", file, id)
 			}
 		}
+	}
+}
+
+// They are also what 'stokehold policy test' takes.
+func TestGoldenPoliciesInTheRunnersForm(t *testing.T) {
+	files, err := filepath.Glob("testdata/golden/*.cases.yaml")
+	if err != nil || len(files) < 7 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	for _, cases := range files {
+		t.Run(filepath.Base(cases), func(t *testing.T) {
+			policies := strings.TrimSuffix(cases, governance.CasesSuffix) + ".yaml"
+			policytest.Check(t, governance.Options{Types: standardTypes(t)}, 0.75, policies, cases) // a rule that always asks never holds
+		})
 	}
 }
 

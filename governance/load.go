@@ -47,7 +47,7 @@ const (
 )
 
 // LoadPaths loads policy files and the .yaml and .yml files of directories (not
-// of their subdirectories), in lexical order.
+// of their subdirectories, nor files of cases), in lexical order.
 func LoadPaths(opts Options, paths ...string) (*PolicySet, error) {
 	srcs, err := ReadPaths(paths...)
 	if err != nil {
@@ -111,7 +111,11 @@ func ReadFS(fsys fs.FS, patterns ...string) ([]Source, error) {
 		if len(found) == 0 {
 			return nil, fmt.Errorf("governance: no policy file matches %q: %w", p, fs.ErrNotExist)
 		}
-		names = append(names, found...)
+		for _, n := range found {
+			if n == p || !strings.HasSuffix(n, CasesSuffix) { // a pattern does not mean files of cases
+				names = append(names, n)
+			}
+		}
 	}
 	slices.Sort(names)
 	var srcs []Source
@@ -125,9 +129,13 @@ func ReadFS(fsys fs.FS, patterns ...string) ([]Source, error) {
 	return srcs, nil
 }
 
+// CasesSuffix ends the names of files with cases for policies, which directories
+// of policies may hold too; see the package policytest.
+const CasesSuffix = ".cases.yaml"
+
 func isPolicyFile(name string) bool {
 	ext := path.Ext(name)
-	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".")
+	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, CasesSuffix)
 }
 
 func readSource(fsys fs.FS, name, shown string) (Source, error) {
@@ -148,7 +156,10 @@ func readSource(fsys fs.FS, name, shown string) (Source, error) {
 // Load parses, checks and compiles policies. All faults are in the one
 // *LoadError; no partial set is returned. No sources give an empty set, under
 // which Options.Default decides on every event.
-func Load(opts Options, srcs ...Source) (*PolicySet, error) {
+func Load(opts Options, srcs ...Source) (*PolicySet, error) { return load(opts, nil, srcs...) }
+
+// load is Load; kept, unless nil, gets the compiler of each policy.
+func load(opts Options, kept map[*policy]*compiler, srcs ...Source) (*PolicySet, error) {
 	switch opts.Default {
 	case "":
 		opts.Default = events.Allow
@@ -156,7 +167,10 @@ func Load(opts Options, srcs ...Source) (*PolicySet, error) {
 	default:
 		return nil, fmt.Errorf("%w: Options.Default is %q; it must be allow or deny", ErrConfig, opts.Default)
 	}
-	l := &loader{opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, bindings: map[string]*bindingSpec{}, compilers: map[*dataType]*compiler{}}
+	l := &loader{
+		opts: opts, table: newTypeTable(), seen: map[string]*policySpec{}, bindings: map[string]*bindingSpec{},
+		compilers: map[*dataType]*compiler{}, kept: kept,
+	}
 	l.opts.Limits = opts.Limits.withDefaults()
 	env, err := newEnv(l.table)
 	if err != nil {
@@ -194,6 +208,7 @@ type loader struct {
 	seen      map[string]*policySpec
 	bindings  map[string]*bindingSpec // by policy
 	faults    *LoadError
+	kept      map[*policy]*compiler // nil: they are not
 	// watch hears of the fields and words that are known at each place read; nil but
 	// in the test that holds the published schema to the parser.
 	watch func(path string, known []string)
@@ -335,6 +350,9 @@ func (l *loader) compile(spec policySpec) *policy {
 	}
 	if !ok {
 		return nil
+	}
+	if l.kept != nil {
+		l.kept[p] = &c
 	}
 	p.spec = spec
 	raw, err := json.Marshal(&p.spec)

@@ -10,72 +10,43 @@ import (
 	"testing/fstest"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/policytest"
 )
 
-type goldenCase struct {
-	Name, Type, JSON, Action, Policy, Code, Reason string
-	Time                                           time.Time
-	Data                                           any
-	Notes                                          []string
+func TestGoldenPolicies(t *testing.T) {
+	policytest.Check(t, typed(), 0.9, "testdata/promotion.yaml", "testdata/promotion.cases.yaml")
 }
 
-func TestGoldenPolicies(t *testing.T) {
+// What a case permits passes on receive too, what it refuses does not, and the
+// decision has what the event has.
+func TestGoldenCasesOnTheirWay(t *testing.T) {
 	set, err := governance.LoadPaths(typed(), "testdata/promotion.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := os.ReadFile("testdata/promotion.cases.yaml")
+	cases, err := policytest.Read("testdata/promotion.cases.yaml")
 	if err != nil {
-		t.Fatal(err)
-	}
-	var cases []goldenCase
-	if err := yaml.Unmarshal(raw, &cases); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
-			data := c.Data
-			if c.JSON != "" {
-				data = nil
-			}
-			ev := newEvent(t, c.Type, data)
-			if c.JSON != "" {
-				ev.DataEncoded = []byte(c.JSON)
-			}
-			if !c.Time.IsZero() {
-				ev.SetTime(c.Time)
+			ev, err := c.Event()
+			if err != nil {
+				t.Fatal(err)
 			}
 			log := &governance.MemoryLog{}
 			e := engine(t, set, log)
 			v := judge(t, e, events.OnPublish, ev)[0]
-			if string(v.Action) != c.Action || v.Policy != c.Policy {
-				t.Fatalf("verdict %+v, want %s by %q", v, c.Action, c.Policy)
-			}
-			if c.Reason != "" && v.Reason != c.Reason {
-				t.Errorf("reason %q, want %q", v.Reason, c.Reason)
-			}
 			var d governance.Decision
 			for got := range log.Read(context.Background(), time.Time{}) {
 				d = got
 			}
-			if d.Code != c.Code && c.Code != "" || d.ID != v.DecisionID || d.EventID != "ev-1" || d.Run != "run-7" || d.Digest != set.ShortDigest() {
-				t.Errorf("decision %+v", d)
+			if v.Action != c.Action || d.ID != v.DecisionID || d.EventID != ev.ID() || d.Run != "run-7" || d.Digest != set.ShortDigest() {
+				t.Errorf("verdict %+v, decision %+v", v, d)
 			}
-			if len(d.Notes) != len(c.Notes) && (c.Notes != nil || v.Action.Permits()) {
-				t.Fatalf("notes %+v, want %q", d.Notes, c.Notes)
-			}
-			for i, want := range c.Notes {
-				if got := d.Notes[i].Reason; got != want {
-					t.Errorf("note %q, want %q", got, want)
-				}
-			}
-			// What was permitted passes on receive too, what was not does not.
-			r := judge(t, e, events.OnReceive, ev)[0]
-			if v.Action.Permits() != r.Action.Permits() {
+			if r := judge(t, e, events.OnReceive, ev)[0]; v.Action.Permits() != r.Action.Permits() {
 				t.Errorf("on receive %+v after %+v", r, v)
 			}
 		})
@@ -230,8 +201,9 @@ func TestDigestCoversContentAndNotLayout(t *testing.T) {
 
 func TestLoadFSAndPaths(t *testing.T) {
 	fsys := fstest.MapFS{
-		"policies/b.yaml": {Data: []byte(policyYAML("b", "{}", rule("r", "true")))},
-		"policies/a.yaml": {Data: []byte(policyYAML("a", "{}", rule("r", "true")))},
+		"policies/b.yaml":                     {Data: []byte(policyYAML("b", "{}", rule("r", "true")))},
+		"policies/a.yaml":                     {Data: []byte(policyYAML("a", "{}", rule("r", "true")))},
+		"policies/a" + governance.CasesSuffix: {Data: []byte("[]")},
 	}
 	set, err := governance.LoadFS(governance.Options{}, fsys, "policies/*.yaml", "policies/a.yaml")
 	if err != nil {

@@ -3,8 +3,6 @@ package governance
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -285,18 +283,9 @@ func (s *PolicySet) newPlan(typ string) *plan {
 
 func (s *PolicySet) seal() error {
 	slices.SortFunc(s.policies, func(a, b *policy) int { return strings.Compare(a.name, b.name) })
-	specs := make([]policySpec, len(s.policies))
-	for i, p := range s.policies {
-		specs[i] = p.spec
-	}
-	raw, err := json.Marshal(struct {
-		Environment int           `json:"environment"`
-		Default     events.Action `json:"default"`
-		Limits      Limits        `json:"limits"`
-		Policies    []policySpec  `json:"policies"`
-	}{environmentVersion, s.def, s.limits, specs})
+	raw, err := s.Canonical()
 	if err != nil {
-		return fmt.Errorf("governance: digest the policies: %w", err)
+		return err
 	}
 	s.digest = sha256.Sum256(raw)
 	s.ref, _ = newPolicyRef(hex.EncodeToString(s.digest[:16])) // well-formed by construction

@@ -4,12 +4,20 @@ import (
 	"context"
 	"errors"
 
+	"github.com/stokehold/stokehold"
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/examples/flights"
 )
 
-// embedded fills in what the embedded stack gives.
+// embedded fills in what the embedded stack gives, and what makers of policies
+// need of the binary.
 func embedded(p platform) platform {
+	p.Types = func() (*events.Registry, error) { return events.NewRegistry(flights.EventTypes()...) }
+	p.Policies = func(ctx context.Context, cfg config.Config) (*stokehold.PolicyDesk, error) {
+		return stokehold.ConnectPolicies(ctx, settings(cfg), brought()...)
+	}
 	p.Stack = devstack.Start
 	p.Discover = func(dir string) (config.Found, bool, error) {
 		e, err := devstack.Discover(dir)

@@ -21,6 +21,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1
 	exitUsage   = 2
+	exitDiffers = 3   // a command that compares found a difference
 	exitKilled  = 130 // ended by a second interrupt, as shells say of SIGINT
 )
 
@@ -78,6 +79,12 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
+// differsError is what a command found that compares.
+type differsError struct{ err error }
+
+func (e *differsError) Error() string { return e.err.Error() }
+func (e *differsError) Unwrap() error { return e.err }
+
 // app is what all commands share.
 type app struct {
 	env      *environment
@@ -92,9 +99,13 @@ func run(args []string, env *environment, p platform) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage *usageError
+	var differs *differsError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &differs):
+		fmt.Fprintf(env.Err, "stokehold: %s\n", oneLine(err))
+		return exitDiffers
 	case errors.As(err, &usage):
 		fmt.Fprintf(env.Err, "stokehold: %s\nRun 'stokehold help' for what there is.\n", strings.TrimPrefix(oneLine(err), "stokehold "))
 		return exitUsage
@@ -156,7 +167,7 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 		return usagef("%s: %w", cmd.CommandPath(), err)
 	})
 	config.Flags(root.PersistentFlags())
-	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.shm(), a.version())
+	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.policy(), a.shm(), a.version())
 	for _, c := range []*cobra.Command{a.run(), a.runs(), a.events(), a.models()} {
 		config.ServerFlags(c.Flags())
 		root.AddCommand(c)

@@ -11,6 +11,7 @@ import (
 
 	"go.temporal.io/sdk/client"
 
+	"github.com/stokehold/stokehold"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
@@ -41,6 +42,10 @@ type platform struct {
 	// Survey looks at the shared memory of this host; dir is the runtime directory,
 	// empty for the user's.
 	Survey func(ctx context.Context, dir string) (handoff.Survey, error)
+	// Types are the event types that policies may name.
+	Types func() (*events.Registry, error)
+	// Policies connects to what those need who make policies.
+	Policies func(context.Context, config.Config) (*stokehold.PolicyDesk, error)
 }
 
 // hosting is what a person chooses about the hosted pipelines.

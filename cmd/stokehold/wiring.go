@@ -44,11 +44,20 @@ func newPlatform() platform {
 }
 
 func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (*stokehold.App, error) {
-	opts := []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
-	return stokehold.Connect(ctx, stokehold.Config{
+	return stokehold.Connect(ctx, settings(cfg), append(brought(), more...)...)
+}
+
+// brought is what the binary's pipelines bring.
+func brought() []stokehold.Option {
+	return []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
+}
+
+// settings says a configuration in the framework's words.
+func settings(cfg config.Config) stokehold.Config {
+	return stokehold.Config{
 		NATS: stokehold.NATS{
 			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: cfg.NATS.Password,
-			Token: cfg.NATS.Token, CredsFile: cfg.NATS.Creds,
+			Token: cfg.NATS.Token, CredsFile: cfg.NATS.Creds, Inbox: cfg.NATS.Inbox,
 		},
 		Temporal: stokehold.Temporal{
 			Address: cfg.Temporal.Address, Namespace: cfg.Temporal.Namespace, TaskQueue: cfg.Temporal.TaskQueue,
@@ -64,8 +73,8 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
-		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
-	}, append(opts, more...)...)
+		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Key: cfg.StampKey,
+	}
 }
 
 func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition) *deployment {

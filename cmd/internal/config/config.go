@@ -44,6 +44,9 @@ type Config struct {
 	Hot      Hot      `koanf:"hot" json:"hot"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
+	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
+	// StateDir.
+	PolicyKeys string `koanf:"policy_keys" json:"policy_keys,omitempty"`
 	// StampKey signs and verifies the stamps of judged events; every process of a
 	// deployment has the same. Empty: the one in StateDir.
 	StampKey Secret `koanf:"stamp_key" json:"stamp_key,omitempty"`
@@ -58,6 +61,7 @@ type NATS struct {
 	Password Secret   `koanf:"password" json:"password,omitempty"`
 	Token    Secret   `koanf:"token" json:"token,omitempty"`
 	Creds    string   `koanf:"creds" json:"creds,omitempty"` // credentials file
+	Inbox    string   `koanf:"inbox" json:"inbox,omitempty"` // prefix of this user's inboxes
 }
 
 // Temporal says how to reach the orchestrator.
@@ -104,13 +108,13 @@ type Hot struct {
 // defaults also lists every key there is: a key that is not here is a fault.
 func defaults() map[string]any {
 	return map[string]any{
-		"nats.url": "nats://127.0.0.1:4222", "nats.user": "", "nats.password": "", "nats.token": "", "nats.creds": "",
+		"nats.url": "nats://127.0.0.1:4222", "nats.user": "", "nats.password": "", "nats.token": "", "nats.creds": "", "nats.inbox": "",
 		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
 		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
 		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
 		"flight.addr": "", "flight.advertise": "", "flight.token": "", "flight.cert": "", "flight.key": "", "flight.ca": "", "flight.insecure": false,
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
-		"state": DefaultStateDir, "policies": []string{}, "stamp_key": "",
+		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "stamp_key": "",
 	}
 }
 
