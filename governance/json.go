@@ -363,13 +363,13 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 	switch t.kind {
 	case kindInt, kindDuration:
 		if !integer {
-			return nil, d.errorf("%s is not an integer", raw)
+			return nil, d.errorf("a number that is not an integer")
 		}
 		n, ok := smallInt(raw)
 		if !ok {
 			var err error
 			if n, err = strconv.ParseInt(string(raw), 10, 64); err != nil {
-				return nil, d.errorf("%s does not fit 64 bits", raw)
+				return nil, d.errorf("a number that does not fit 64 bits")
 			}
 		}
 		if t.kind == kindDuration {
@@ -379,7 +379,7 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 	case kindUint:
 		n, err := strconv.ParseUint(string(raw), 10, 64)
 		if !integer || err != nil {
-			return nil, d.errorf("%s is not an unsigned 64-bit integer", raw)
+			return nil, d.errorf("a number that is not an unsigned 64-bit integer")
 		}
 		return types.Uint(n), nil
 	case kindDouble, kindDyn:
@@ -387,7 +387,7 @@ func (d *jsonDecoder) number(t *dataType) (any, error) {
 		if !ok {
 			var err error
 			if f, err = strconv.ParseFloat(string(raw), 64); err != nil || math.IsInf(f, 0) {
-				return nil, d.errorf("%s does not fit a double", raw)
+				return nil, d.errorf("a number that does not fit a double")
 			}
 		}
 		return types.Double(f), nil

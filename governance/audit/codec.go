@@ -36,7 +36,10 @@ const (
 	hasNotes
 )
 
-const fieldCount = 13
+const (
+	fieldCount  = 13
+	reasonField = 8 // of fields
+)
 
 // fields lists the string fields in the order of their bits.
 func fields(d *governance.Decision) [fieldCount]string {
@@ -80,25 +83,29 @@ func (e *encoder) append(b []byte, d *governance.Decision) []byte {
 	if mask&(1<<idHex) != 0 {
 		b = append(b, raw[:]...)
 	} else {
-		b = appendString(b, d.ID)
+		b = appendString(b, scrubURL(d.ID))
 	}
 	if mask&(1<<timeSame) == 0 {
 		b = binary.AppendVarint(b, d.Time.Unix())
 		b = binary.AppendUvarint(b, uint64(d.Time.Nanosecond()))
 	}
 	for i := range cur {
-		if mask&(1<<i) == 0 {
-			b = appendString(b, cur[i])
+		switch {
+		case mask&(1<<i) != 0:
+		case i == reasonField:
+			b = appendString(b, scrub(cur[i]))
+		default:
+			b = appendString(b, scrubURL(cur[i]))
 		}
 	}
 	if len(d.Notes) > 0 {
 		b = binary.AppendUvarint(b, uint64(len(d.Notes)))
 		for i := range d.Notes {
 			n := &d.Notes[i]
-			b = appendString(b, n.Policy)
-			b = appendString(b, n.Rule)
-			b = appendString(b, n.Reason)
-			b = appendString(b, string(n.Mode))
+			b = appendString(b, scrubURL(n.Policy))
+			b = appendString(b, scrubURL(n.Rule))
+			b = appendString(b, scrub(n.Reason))
+			b = appendString(b, scrubURL(string(n.Mode)))
 		}
 	}
 	e.prev, e.prevTime = cur, d.Time
@@ -140,8 +147,9 @@ func appendString(b []byte, s string) []byte {
 // maxDecoded bounds the decisions of one message, whatever its counts claim.
 const maxDecoded = 1 << 20
 
-// decodeMessage calls f with the decisions of a message until f returns false.
-func decodeMessage(b []byte, f func(governance.Decision) bool) error {
+// decodeMessage calls f with the decisions of a message until f returns false. What
+// the pointer points to is f's to keep only as a copy.
+func decodeMessage(b []byte, f func(*governance.Decision) bool) error {
 	if len(b) < len(magic) || string(b[:len(magic)]) != magic {
 		return fmt.Errorf("%w: unknown format", ErrCorrupt)
 	}
@@ -159,7 +167,7 @@ func decodeMessage(b []byte, f func(governance.Decision) bool) error {
 			if d.err != nil {
 				return d.err
 			}
-			if !f(out) {
+			if !f(&out) {
 				return nil
 			}
 		}

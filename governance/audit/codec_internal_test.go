@@ -22,7 +22,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(append([]byte(magic), 0xff, 0xff, 0xff, 0xff, 0x0f, 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got []governance.Decision
-		err := decodeMessage(b, func(d governance.Decision) bool { got = append(got, d); return true })
+		err := decodeMessage(b, func(d *governance.Decision) bool { got = append(got, *d); return true })
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)
@@ -30,7 +30,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		var again []governance.Decision
-		if err := decodeMessage(encodeAll(got), func(d governance.Decision) bool { again = append(again, d); return true }); err != nil {
+		if err := decodeMessage(encodeAll(got), func(d *governance.Decision) bool { again = append(again, *d); return true }); err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(got, again) {
