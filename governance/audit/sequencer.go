@@ -170,10 +170,7 @@ func (s *Sequencer) meet(ctx context.Context) error {
 	}
 	// Another sequencer's: it must be of the log that is read here.
 	if rec.Size < s.growth.Size() {
-		s.growth, s.next = proof.NewGrowth(s.last), 1
-		if s.last != nil {
-			s.next = s.last.Sequence + 1
-		}
+		s.begin(s.last)
 	}
 	if err := s.read(ctx, rec.Sequence, func() error { return nil }); err != nil {
 		return err
@@ -190,16 +187,13 @@ func (s *Sequencer) meet(ctx context.Context) error {
 func (s *Sequencer) check(ctx context.Context, rec *proof.Record, names []string) error {
 	var before *proof.Record
 	if rec.Since > 0 {
-		prefix := fmt.Sprintf("%020d-", rec.Since)
-		for _, n := range names {
-			if len(n) > len(prefix) && n[:len(prefix)] == prefix {
-				b, err := openRecord(ctx, s.cfg.Store, n, s.cfg.Keys)
-				if err != nil {
-					return err
-				}
-				if rec.Extends(b.Root) == nil {
-					before = b
-				}
+		for _, n := range ofSize(names, rec.Since) {
+			b, err := openRecord(ctx, s.cfg.Store, n, s.cfg.Keys)
+			if err != nil {
+				return err
+			}
+			if rec.Extends(b.Root) == nil {
+				before = b
 			}
 		}
 		if before == nil {
@@ -237,7 +231,7 @@ func (s *Sequencer) check(ctx context.Context, rec *proof.Record, names []string
 
 // begin goes on from a checkpoint; nil is the empty log.
 func (s *Sequencer) begin(rec *proof.Record) {
-	s.last, s.growth, s.next, s.open = rec, proof.NewGrowth(rec), 1, time.Time{}
+	s.last, s.growth, s.next, s.begun, s.open = rec, proof.NewGrowth(rec), 1, time.Time{}, time.Time{}
 	if rec != nil {
 		s.next, s.stored = rec.Sequence+1, rec.Stored
 	}
@@ -263,7 +257,7 @@ func (s *Sequencer) read(ctx context.Context, to uint64, after func() error) err
 		if m.sequence != s.next {
 			return fmt.Errorf("%w: message %d came where %d was next: messages between were deleted", ErrTampered, m.sequence, s.next)
 		}
-		if s.growth.Added() == 0 {
+		if s.begun.IsZero() {
 			s.begun = m.stored
 		}
 		if err := s.hash.hashes(m.data, func(h tlog.Hash) { s.growth.Add(h) }); err != nil {
@@ -293,11 +287,10 @@ func (s *Sequencer) sign(ctx context.Context) error {
 	}
 	if err != nil {
 		// The growth has moved on to a checkpoint that nobody has: read again.
-		last := s.last
-		s.begin(last)
+		s.begin(s.last)
 		return fmt.Errorf("store the checkpoint of %d entries: %w", rec.Size, err)
 	}
-	s.last, s.open = rec, time.Time{}
+	s.last, s.begun, s.open = rec, time.Time{}, time.Time{}
 	if s.cfg.OnCheckpoint != nil {
 		s.cfg.OnCheckpoint(rec)
 	}

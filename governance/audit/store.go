@@ -135,7 +135,14 @@ func sortedNames(ctx context.Context, s CheckpointStore) ([]string, error) {
 	return names, nil
 }
 
-// open reads a record.
+// ofSize returns those of sorted names whose records are of that size.
+func ofSize(names []string, size int64) []string {
+	from, _ := slices.BinarySearch(names, fmt.Sprintf("%020d-", size))
+	to, _ := slices.BinarySearch(names, fmt.Sprintf("%020d-", size+1))
+	return names[from:to]
+}
+
+// openRecord reads a record.
 func openRecord(ctx context.Context, s CheckpointStore, name string, keys *proof.Keys) (*proof.Record, error) {
 	b, err := s.Get(ctx, name)
 	if err != nil {

@@ -116,7 +116,7 @@ func (k *Keys) Public() []string { return append([]string(nil), k.verifiers...) 
 func (k *Keys) String() string {
 	names := make([]string, len(k.verifiers))
 	for i, v := range k.verifiers {
-		names[i] = v[:strings.LastIndexByte(v, '+')]
+		names[i] = strings.Join(strings.SplitN(v, "+", 3)[:2], "+")
 	}
 	return strings.Join(names, ", ")
 }
@@ -233,7 +233,8 @@ func (k *Keys) write(path string, place func(old, path string) error) (err error
 
 // publicOf returns the public half of a private key that note has accepted.
 func publicOf(s note.Signer, private string) (string, error) {
-	seed, err := base64.StdEncoding.DecodeString(private[strings.LastIndexByte(private, '+')+1:])
+	parts := strings.SplitN(private, "+", 5) // base64 may hold further ones
+	seed, err := base64.StdEncoding.DecodeString(parts[len(parts)-1])
 	if err != nil || len(seed) != 1+ed25519.SeedSize {
 		return "", errors.New("no Ed25519 private key")
 	}
