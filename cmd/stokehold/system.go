@@ -11,6 +11,7 @@ import (
 
 	"go.temporal.io/sdk/client"
 
+	"github.com/stokehold/stokehold"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
@@ -31,6 +32,8 @@ type platform struct {
 	Discover config.Discover
 	// Connect connects to a deployment and starts no worker.
 	Connect func(context.Context, config.Config) (system, error)
+	// Audit connects to the decision log and its checkpoints alone.
+	Audit func(context.Context, config.Config) (*stokehold.Auditor, error)
 	// Stack starts the embedded servers.
 	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
 	// Host connects and also hosts the binary's pipelines.

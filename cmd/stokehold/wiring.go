@@ -35,6 +35,9 @@ func newPlatform() platform {
 			}
 			return observe(app, cfg, defs), nil
 		},
+		Audit: func(ctx context.Context, cfg config.Config) (*stokehold.Auditor, error) {
+			return stokehold.OpenAuditor(ctx, configuration(cfg))
+		},
 		Host: host,
 		Feed: feed,
 		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
@@ -45,7 +48,12 @@ func newPlatform() platform {
 
 func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (*stokehold.App, error) {
 	opts := []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
-	return stokehold.Connect(ctx, stokehold.Config{
+	return stokehold.Connect(ctx, configuration(cfg), append(opts, more...)...)
+}
+
+// configuration says in the library's words what was resolved.
+func configuration(cfg config.Config) stokehold.Config {
+	return stokehold.Config{
 		NATS: stokehold.NATS{
 			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: cfg.NATS.Password,
 			Token: cfg.NATS.Token, CredsFile: cfg.NATS.Creds,
@@ -62,10 +70,16 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
 			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
 		},
+		Audit: stokehold.Audit{
+			S3: stokehold.S3{Endpoint: cfg.Audit.Endpoint.Reveal(), Region: cfg.Audit.Region, Bucket: cfg.Audit.Bucket,
+				AccessKey: cfg.Audit.AccessKey.Reveal(), SecretKey: cfg.Audit.SecretKey},
+			Dir: cfg.Audit.Dir, KeyFile: cfg.Audit.KeyFile, Origin: cfg.Audit.Origin,
+			MaxEntries: cfg.Audit.MaxEntries, MaxDelay: cfg.Audit.MaxDelay,
+		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
-	}, append(opts, more...)...)
+	}
 }
 
 func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition) *deployment {

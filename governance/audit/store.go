@@ -44,13 +44,9 @@ type DirStore struct{ dir string }
 
 var _ CheckpointStore = (*DirStore)(nil)
 
-// OpenDirStore uses a directory, which is made with mode 0700 if it is missing.
-func OpenDirStore(dir string) (*DirStore, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("checkpoint directory: %w", err)
-	}
-	return &DirStore{dir: dir}, nil
-}
+// NewDirStore uses a directory, which the first Put makes with mode 0700 if it is
+// missing.
+func NewDirStore(dir string) *DirStore { return &DirStore{dir: dir} }
 
 // Put implements CheckpointStore.
 func (s *DirStore) Put(_ context.Context, name string, record []byte) (err error) {
@@ -62,6 +58,9 @@ func (s *DirStore) Put(_ context.Context, name string, record []byte) (err error
 			err = fmt.Errorf("checkpoint directory: put %s: %w", name, err)
 		}
 	}()
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(s.dir, ".put-*")
 	if err != nil {
 		return err
@@ -112,7 +111,7 @@ func (s *DirStore) Get(_ context.Context, name string) ([]byte, error) {
 // Names implements CheckpointStore.
 func (s *DirStore) Names(context.Context) ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("checkpoint directory: %w", err)
 	}
 	var names []string

@@ -345,8 +345,8 @@ func (v *verification) front(ctx context.Context, first uint64, empty bool) erro
 // lose reports what is gone from the front, if anything is.
 func (v *verification) lose(f *Finding) error {
 	if f != nil {
-		f.Text = fmt.Sprintf("%s (messages %d to %d, stored from %s to %s) are gone; decisions are kept for %s",
-			entries(f.From, f.To), f.FirstMessage, f.LastMessage, when(f.Begun), when(f.Ended), v.cfg.Retention)
+		f.Text = fmt.Sprintf("%s gone (messages %d to %d, stored from %s to %s); decisions are kept for %s",
+			entries(f.From, f.To, "is", "are"), f.FirstMessage, f.LastMessage, when(f.Begun), when(f.Ended), v.cfg.Retention)
 		v.find(*f)
 	}
 	return nil
@@ -471,29 +471,29 @@ func (v *verification) differ(rec *proof.Record) {
 		v.find(f)
 		return
 	}
-	places := entries(d.From, d.To)
 	switch {
 	case !ok:
 		f.Kind, f.From, f.To = Edited, v.size(), rec.Size
-		f.Text = fmt.Sprintf("%s do not have the root that was signed", entries(f.From, f.To))
+		f.Text = entries(f.From, f.To, "does", "do") + " not have the root that was signed"
 	case d.Change == proof.Missing:
-		f.Kind, f.Text = Deleted, places+" are gone from where they were signed"
+		f.Kind, f.Text = Deleted, entries(d.From, d.To, "is", "are")+" gone from between those that were signed"
 	case d.Change == proof.Added:
 		f.Kind, f.Text = Inserted, fmt.Sprintf("entries that were never signed are there before entry %d", d.From)
 	case d.Change == proof.Reordered:
-		f.Kind, f.Text = Reordered, places+" are in another order than was signed"
+		f.Kind, f.Text = Reordered, entries(d.From, d.To, "is", "are")+" in another order than was signed"
 	default:
-		f.Kind, f.Text = Edited, places+" are not those that were signed"
+		f.Kind, f.Text = Edited, entries(d.From, d.To, "is", "are")+" not what was signed"
 	}
 	v.locate(&f, true)
 	v.find(f)
 }
 
-func entries(from, to int64) string {
+// entries names them, with a verb in the number that fits.
+func entries(from, to int64, one, many string) string {
 	if to == from+1 {
-		return fmt.Sprintf("entry %d", from)
+		return fmt.Sprintf("entry %d %s", from, one)
 	}
-	return fmt.Sprintf("entries %d to %d", from, to-1)
+	return fmt.Sprintf("entries %d to %d %s", from, to-1, many)
 }
 
 // locate narrows a finding to the messages that now hold the entries' places, and
@@ -563,7 +563,7 @@ func (v *verification) cutTail(ctx context.Context) error {
 			return err
 		}
 	}
-	f.Text = fmt.Sprintf("%s (messages %d to %d, the last stored at %s) are gone from the end of the log", entries(f.From, f.To), f.FirstMessage, f.LastMessage, when(f.Ended))
+	f.Text = fmt.Sprintf("%s gone from the end of the log (messages %d to %d, the last stored at %s)", entries(f.From, f.To, "is", "are"), f.FirstMessage, f.LastMessage, when(f.Ended))
 	v.find(f)
 	return nil
 }

@@ -42,9 +42,7 @@ func newScene(t *testing.T) *scene {
 	if s.js, err = jetstream.New(s.nc); err != nil {
 		t.Fatal(err)
 	}
-	if s.store, err = audit.OpenDirStore(s.dir); err != nil {
-		t.Fatal(err)
-	}
+	s.store = audit.NewDirStore(s.dir)
 	if s.keys, err = proof.NewKeys("test/decisions"); err != nil {
 		t.Fatal(err)
 	}
@@ -312,10 +310,7 @@ func TestATailCutIsFound(t *testing.T) {
 		s := newScene(t)
 		recs := s.fill()
 		s.rebuild(func(ms []raw) []raw { return ms[:8] })
-		emptied, err := audit.OpenDirStore(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
+		emptied := audit.NewDirStore(t.TempDir())
 		for _, r := range recs[:2] {
 			put(t, emptied, r)
 		}
@@ -402,10 +397,7 @@ func TestAForkIsFound(t *testing.T) {
 	}
 
 	// With another store it is signed, and both histories cannot be had.
-	other, err := audit.OpenDirStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := audit.NewDirStore(t.TempDir())
 	put(t, other, recs[0])
 	forked, err := s.sequencer(other).Advance(context.Background(), true)
 	if err != nil {
@@ -439,10 +431,7 @@ func put(t *testing.T, store audit.CheckpointStore, rec *proof.Record) {
 func TestCheckpointsThatAreGoneOrForgedAreFound(t *testing.T) {
 	s := newScene(t)
 	recs := s.fill()
-	without, err := audit.OpenDirStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	without := audit.NewDirStore(t.TempDir())
 	put(t, without, recs[0])
 	put(t, without, recs[2])
 	s.expect(audit.VerifyConfig{Store: without}, audit.Checkpoint)
@@ -456,10 +445,7 @@ func TestCheckpointsThatAreGoneOrForgedAreFound(t *testing.T) {
 	if len(found) != 3 || found[0].Kind != audit.Checkpoint || !strings.Contains(found[0].Text, "trusted") {
 		t.Errorf("found %+v", found)
 	}
-	empty, err := audit.OpenDirStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	empty := audit.NewDirStore(t.TempDir())
 	s.expect(audit.VerifyConfig{Store: empty}, audit.Checkpoint)
 }
 
@@ -520,10 +506,7 @@ func ExampleReader_Verify() {
 		if err != nil {
 			return err
 		}
-		store, err := audit.OpenDirStore(dir + "/checkpoints")
-		if err != nil {
-			return err
-		}
+		store := audit.NewDirStore(dir + "/checkpoints")
 		seq, err := audit.NewSequencer(audit.SequencerConfig{Reader: log.Reader, Store: store, Keys: keys})
 		if err != nil {
 			return err
