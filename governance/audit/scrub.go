@@ -19,7 +19,7 @@ var secrets = regexp.MustCompile(`(?is)` + strings.Join([]string{
 	`\beyJ[0-9a-z_-]{8,}\.[0-9a-z_-]{4,}\.[0-9a-z_-]*`,
 	`\b(?:gh[a-z]_|github_pat_|glpat-|xox[a-z]-|sk-)[0-9a-z_-]{12,}`,
 	`\b(?:bearer|basic)\s+[0-9a-z+/_.=~-]{8,}`,
-	`(?:password|passwd|passphrase|pwd|secret|token|credential|(?:api|access|private|signing|account)[ _-]?key)[0-9a-z_-]*["']?\s*(?:[:=]|=>)\s*["']?[^\s"',;&)}\]]+`,
+	`(?:password|passwd|passphrase|pwd|secret|token|credential|(?:api|access|private|signing|account)[ _-]?key)[0-9a-z_-]*["']?\s*(?:=>|[:=])\s*["']?[^\s"',;&)}\]]+`,
 }, "|"))
 
 // userinfo is the part of a URL that holds a password.
