@@ -229,7 +229,8 @@ func (d *decoder) decision(prev *[fieldCount]string, prevTime *time.Time) govern
 	}
 	var out governance.Decision
 	if mask&(1<<idHex) != 0 {
-		out.ID = hex.EncodeToString(d.bytes(16))
+		var id [32]byte
+		out.ID = string(id[:hex.Encode(id[:], d.bytes(16))])
 	} else {
 		out.ID = d.string()
 	}
