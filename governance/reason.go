@@ -60,9 +60,11 @@ func closing(s string, quote byte) int {
 
 // sources is the text of an expression and of the variables that it may read.
 func (s *evalState) sources(p *program) string {
-	src := p.src
+	var b strings.Builder
+	b.WriteString(p.src)
 	for i := range s.vars {
-		src += "\n" + s.vars[i].prg.src
+		b.WriteString("\n")
+		b.WriteString(s.vars[i].prg.src)
 	}
-	return src
+	return b.String()
 }

@@ -351,11 +351,10 @@ func (s *Sequencer) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("audit: stop the sequencer: %w", ctx.Err())
 	}
-	if s.Err() != nil {
-		return nil // it was told
-	}
-	if _, err := s.Advance(ctx, true); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "no last checkpoint", "error", err)
+	if gaveUp := s.Err() != nil; !gaveUp { // which was logged
+		if _, err := s.Advance(ctx, true); err != nil {
+			s.cfg.Logger.WarnContext(ctx, "no last checkpoint", "error", err)
+		}
 	}
 	return nil
 }

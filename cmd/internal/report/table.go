@@ -212,14 +212,14 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 
 // String is the rule and its counts in one line.
 func (r Rule) String() string {
-	s := r.Policy + "/" + r.Rule
+	parts := []string{r.Policy + "/" + r.Rule}
 	for _, action := range slices.Sorted(maps.Keys(r.Actions)) {
-		s += fmt.Sprintf(" · %s %s", Count(r.Actions[action]), action)
+		parts = append(parts, Count(r.Actions[action])+" "+action)
 	}
 	if r.Noted > 0 {
-		s += fmt.Sprintf(" · %s noted", Count(r.Noted))
+		parts = append(parts, Count(r.Noted)+" noted")
 	}
-	return s
+	return strings.Join(parts, " · ")
 }
 
 func times(n int) string {

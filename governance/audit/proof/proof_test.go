@@ -100,7 +100,7 @@ func TestProofsFromASpanHold(t *testing.T) {
 		return out, nil
 	})
 	var roots []tlog.Hash
-	for n := int64(0); n < most; n++ {
+	for n := range int64(most) {
 		root, err := tlog.TreeHash(n, all)
 		if err != nil {
 			t.Fatal(err)
@@ -112,7 +112,7 @@ func TestProofsFromASpanHold(t *testing.T) {
 		}
 		stored = append(stored, hs...)
 	}
-	for from := int64(0); from < most; from++ {
+	for from := range int64(most) {
 		var tree proof.Tree
 		for i := range from {
 			tree.Append(proof.LeafHash(leaf(int(i))), nil)
