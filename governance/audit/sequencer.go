@@ -351,10 +351,16 @@ func (s *Sequencer) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("audit: stop the sequencer: %w", ctx.Err())
 	}
-	if gaveUp := s.Err() != nil; !gaveUp { // which was logged
-		if _, err := s.Advance(ctx, true); err != nil {
-			s.cfg.Logger.WarnContext(ctx, "no last checkpoint", "error", err)
-		}
-	}
+	s.finish(ctx)
 	return nil
+}
+
+// finish signs what is left, unless the sequencer gave up, which was logged.
+func (s *Sequencer) finish(ctx context.Context) {
+	if s.Err() != nil {
+		return
+	}
+	if _, err := s.Advance(ctx, true); err != nil {
+		s.cfg.Logger.WarnContext(ctx, "no last checkpoint", "error", err)
+	}
 }
