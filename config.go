@@ -19,6 +19,7 @@ type Config struct {
 	Temporal Temporal
 	S3       S3     // without an endpoint there is no cold tier
 	Flight   Flight // without it, batches travel between hosts through the object store alone
+	Audit    Audit  // checkpoints of the decision log
 	// StateDir holds the warm tier and the local copies of models. One process at a
 	// time may use it.
 	StateDir string
@@ -156,6 +157,7 @@ func (c Config) validate() error {
 		}
 	}
 	faults = append(faults, c.Flight.validate()...)
+	faults = append(faults, c.Audit.validate()...)
 	if c.StateDir == "" {
 		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}

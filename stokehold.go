@@ -169,6 +169,11 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	a.onClose(a.Decisions.Close)
+	if !o.observing {
+		if err := a.startSequencer(ctx); err != nil {
+			return err
+		}
+	}
 	accept, err := a.acceptedPolicies(policies, o.observing)
 	if err != nil {
 		return err

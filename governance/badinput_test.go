@@ -124,7 +124,7 @@ func TestBadEventsWithoutABus(t *testing.T) {
 		"10 MB of data":      {func(ev *events.Event) { ev.DataEncoded = make([]byte, 10<<20) }, "the data exceed 64 KiB; send them by reference (dataref)"},
 		"duplicate keys":     {func(ev *events.Event) { ev.DataEncoded = []byte(`{"challenger":{"auc":0.9,"auc":0.1}}`) }, `unreadable event data: at byte 31: duplicate key "auc"`},
 		"NaN":                {func(ev *events.Event) { ev.DataEncoded = []byte(`{"challenger":{"auc":NaN}}`) }, "unreadable event data: at byte 21: invalid JSON"},
-		"a number too great": {func(ev *events.Event) { ev.DataEncoded = []byte(`{"challenger":{"auc":1e999}}`) }, "unreadable event data: at byte 26: 1e999 does not fit a double"},
+		"a number too great": {func(ev *events.Event) { ev.DataEncoded = []byte(`{"challenger":{"auc":1e999}}`) }, "unreadable event data: at byte 26: a number that does not fit a double"},
 		"deep nesting":       {func(ev *events.Event) { ev.DataEncoded = []byte(`{"extra":` + strings.Repeat("[", 30_000) + `}`) }, "unreadable event data: at byte 73: nested deeper than 64"},
 		"the year 9999":      {func(ev *events.Event) { ev.SetTime(time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)) }, "r does not hold"},
 	} {

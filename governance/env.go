@@ -569,14 +569,18 @@ func editDistance(a, b string) int {
 
 // evalKind sorts an evaluation error. cel-go's own missing-key error has no
 // exported type, so that its text is all there is.
-func evalKind(err error) (msg string, kind error) {
+func evalKind(err error, src string) (msg string, kind error) {
 	msg = err.Error()
 	var missing *missingFieldError
 	switch {
 	case errors.As(err, &missing):
 		return missing.Error(), ErrMissingField
 	case strings.HasPrefix(msg, "no such key: "):
-		return (&missingFieldError{name: strings.TrimPrefix(msg, "no such key: ")}).Error(), ErrMissingField
+		name := strings.TrimPrefix(msg, "no such key: ")
+		if !strings.Contains(src, name) {
+			name = "…" // computed from the event
+		}
+		return (&missingFieldError{name: name}).Error(), ErrMissingField
 	case errors.Is(err, ErrFact):
 		kind = ErrFact
 	case errors.Is(err, ErrData):
@@ -584,7 +588,7 @@ func evalKind(err error) (msg string, kind error) {
 	case errors.Is(err, ErrLimit), strings.Contains(msg, "cost limit exceeded"), strings.Contains(msg, "operation interrupted"):
 		kind = ErrLimit
 	default:
-		kind = ErrEval
+		kind, msg = ErrEval, withoutData(msg, src)
 	}
 	return strings.TrimPrefix(msg, kind.Error()+": "), kind
 }

@@ -328,7 +328,7 @@ func (s *evalState) evalString(p *program) (string, error) {
 }
 
 func (s *evalState) explain(p *program, err error) *EvalError {
-	msg, kind := evalKind(err)
+	msg, kind := evalKind(err, s.sources(p))
 	return &EvalError{Expression: shorten(p.src, 120), Msg: msg, Kind: kind}
 }
 

@@ -16,6 +16,7 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // Explainer evaluates policies one by one, for people: which match an event, what
@@ -327,7 +328,7 @@ func (e *explaining) eval(x ast.Expr) (ref.Val, error) {
 	}
 	v, err := e.s.eval(prg)
 	if err != nil {
-		msg, kind := evalKind(err)
+		msg, kind := evalKind(err, text)
 		return nil, fmt.Errorf("%w: %s", kind, msg)
 	}
 	return v, nil
@@ -351,8 +352,8 @@ func showValue(v ref.Val, depth int) string {
 	case *object:
 		var parts []string
 		for i, f := range t.vals {
-			if f != nil && len(parts) < most {
-				parts = append(parts, t.typ.fields[i].name+": "+showValue(types.DefaultTypeAdapter.NativeToValue(f), depth+1))
+			if f.Kind() != celgo.Absent && len(parts) < most {
+				parts = append(parts, t.typ.fields[i].name+": "+showValue(types.DefaultTypeAdapter.NativeToValue(f.Boxed()), depth+1))
 			}
 		}
 		return "{" + strings.Join(parts, ", ") + "}"

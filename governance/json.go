@@ -405,12 +405,12 @@ func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
 	switch t.kind {
 	case kindInt, kindDuration:
 		if !integer {
-			return v, d.errorf("%s is not an integer", raw)
+			return v, d.errorf("a number that is not an integer")
 		}
 		n, ok := smallInt(raw)
 		if !ok {
 			if n, err = strconv.ParseInt(raw, 10, 64); err != nil {
-				return v, d.errorf("%s does not fit 64 bits", raw)
+				return v, d.errorf("a number that does not fit 64 bits")
 			}
 		}
 		if t.kind == kindDuration {
@@ -420,14 +420,14 @@ func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
 	case kindUint:
 		n, err := strconv.ParseUint(raw, 10, 64)
 		if !integer || err != nil {
-			return v, d.errorf("%s is not an unsigned 64-bit integer", raw)
+			return v, d.errorf("a number that is not an unsigned 64-bit integer")
 		}
 		return celgo.OfUint(n), nil
 	case kindDouble, kindDyn:
 		f, ok := smallFloat(raw)
 		if !ok {
 			if f, err = strconv.ParseFloat(raw, 64); err != nil || math.IsInf(f, 0) {
-				return v, d.errorf("%s does not fit a double", raw)
+				return v, d.errorf("a number that does not fit a double")
 			}
 		}
 		return celgo.OfDouble(f), nil

@@ -55,6 +55,8 @@ func TestScripts(t *testing.T) {
 			"wait-for": waitFor,
 			"stop":     stopCommand,
 			"listen":   listen,
+			"decide":   decide,
+			"undecide": undecide,
 		},
 	})
 }

@@ -17,14 +17,25 @@ const reachTimeout = 5 * time.Second
 // reach tries to open a connection to each configured server. The error is one
 // line for the first that nobody answers for.
 func reach(ctx context.Context, cfg config.Config) error {
-	for _, s := range []struct {
-		name, key, variable, port string
-		at                        config.Endpoint
-	}{
-		{"NATS", "nats.url", "NATS_URL", "4222", cfg.NATS.URL},
-		{"Temporal", "temporal.address", "TEMPORAL_ADDRESS", "7233", config.Endpoint(cfg.Temporal.Address)},
-		{"S3", "s3.endpoint", "S3_ENDPOINT", "", cfg.S3.Endpoint},
-	} {
+	return reachAll(ctx, cfg, natsOf(cfg),
+		target{"Temporal", "temporal.address", "TEMPORAL_ADDRESS", "7233", config.Endpoint(cfg.Temporal.Address)},
+		target{"S3", "s3.endpoint", "S3_ENDPOINT", "", cfg.S3.Endpoint})
+}
+
+// reachNATS is reach for what needs nothing but NATS.
+func reachNATS(ctx context.Context, cfg config.Config) error { return reachAll(ctx, cfg, natsOf(cfg)) }
+
+type target struct {
+	name, key, variable, port string
+	at                        config.Endpoint
+}
+
+func natsOf(cfg config.Config) target {
+	return target{"NATS", "nats.url", "NATS_URL", "4222", cfg.NATS.URL}
+}
+
+func reachAll(ctx context.Context, cfg config.Config, targets ...target) error {
+	for _, s := range targets {
 		if s.at == "" {
 			continue
 		}

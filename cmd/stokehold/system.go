@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type platform struct {
 	Discover config.Discover
 	// Connect connects to a deployment and starts no worker.
 	Connect func(context.Context, config.Config) (system, error)
+	// Audit connects to the decision log and its checkpoints alone.
+	Audit func(context.Context, config.Config) (*stokehold.Auditor, error)
 	// Stack starts the embedded servers.
 	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
 	// Host connects and also hosts the binary's pipelines.
@@ -160,7 +163,17 @@ func (d *deployment) Alias(ctx context.Context, model, alias string) (models.Ver
 // the same id and counts once.
 func (d *deployment) Decisions(ctx context.Context) (report.Decisions, error) {
 	var out report.Decisions
-	seen := map[string]bool{}
+	seen, rules := map[string]bool{}, map[[3]string]*report.Rule{}
+	of := func(policy, rule, code string) *report.Rule {
+		if policy != "" {
+			code = ""
+		}
+		key := [3]string{policy, rule, code}
+		if rules[key] == nil {
+			rules[key] = &report.Rule{Policy: policy, Rule: rule, Code: code, Actions: map[string]int64{}}
+		}
+		return rules[key]
+	}
 	for dec, err := range d.Log.Read(ctx, time.Time{}) {
 		if err != nil {
 			return report.Decisions{}, fmt.Errorf("read the decision log: %w", err)
@@ -170,11 +183,21 @@ func (d *deployment) Decisions(ctx context.Context) (report.Decisions, error) {
 		}
 		seen[dec.ID] = true
 		out.Judged++
+		of(dec.Policy, dec.Rule, dec.Code).Actions[string(dec.Action)]++
+		for _, n := range dec.Notes {
+			of(n.Policy, n.Rule, "").Noted++
+		}
 		if !dec.Action.Permits() {
 			out.Denied++
 			out.Denials = append(out.Denials, denial(dec))
 		}
 	}
+	for _, r := range rules {
+		out.Rules = append(out.Rules, *r)
+	}
+	slices.SortFunc(out.Rules, func(x, y report.Rule) int {
+		return cmp.Or(cmp.Compare(x.Policy, y.Policy), cmp.Compare(x.Rule, y.Rule), cmp.Compare(x.Code, y.Code))
+	})
 	return out, nil
 }
 

@@ -35,6 +35,9 @@ func newPlatform() platform {
 			}
 			return observe(app, cfg, defs), nil
 		},
+		Audit: func(ctx context.Context, cfg config.Config) (*stokehold.Auditor, error) {
+			return stokehold.OpenAuditor(ctx, settings(cfg))
+		},
 		Host: host,
 		Feed: feed,
 		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
@@ -70,6 +73,12 @@ func settings(cfg config.Config) stokehold.Config {
 		Flight: stokehold.Flight{
 			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
 			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
+		},
+		Audit: stokehold.Audit{
+			S3: stokehold.S3{Endpoint: cfg.Audit.Endpoint.Reveal(), Region: cfg.Audit.Region, Bucket: cfg.Audit.Bucket,
+				AccessKey: cfg.Audit.AccessKey.Reveal(), SecretKey: cfg.Audit.SecretKey},
+			Dir: cfg.Audit.Dir, KeyFile: cfg.Audit.KeyFile, Origin: cfg.Audit.Origin,
+			MaxEntries: cfg.Audit.MaxEntries, MaxDelay: cfg.Audit.MaxDelay,
 		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),

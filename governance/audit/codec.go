@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -23,26 +24,35 @@ var ErrCorrupt = errors.New("corrupt decision record")
 //	  id               bit idHex: 16 bytes, else string
 //	  time             bit timeSame, else seconds (varint) and nanoseconds (uvarint)
 //	  each field whose bit is not set, as string: uvarint length, bytes
-//	  bit hasNotes: uvarint count, then policy, rule, reason and mode of each
+//	  bit hasNotes: uvarint count, then policy, rule, reason, mode and action of each
 //
 // The first decision of a block follows one with empty fields, so that blocks
-// stand alone and a message is their concatenation.
-const magic = "STKD\x01"
+// stand alone and a message is their concatenation. Messages of the first version
+// have fewer fields, and notes without action.
+const (
+	magic      = "STKD\x02"
+	magicFirst = "STKD\x01"
+)
 
 // Bits of the mask after those of the fields.
 const (
-	idHex = fieldCount + iota
+	idHex = iota
 	timeSame
 	hasNotes
+	flags
 )
 
-const fieldCount = 13
+const (
+	fieldCount      = 16
+	fieldCountFirst = 13
+	reasonField     = 8 // of fields
+)
 
 // fields lists the string fields in the order of their bits.
 func fields(d *governance.Decision) [fieldCount]string {
 	return [fieldCount]string{
 		string(d.Point), string(d.Action), d.Type, d.Source, d.Digest, d.Policy, d.Rule, d.Code, d.Reason,
-		d.Pipeline, d.Run, d.Subject, d.EventID,
+		d.Pipeline, d.Run, d.Subject, d.EventID, d.Actor, d.Approval, d.Effect,
 	}
 }
 
@@ -50,6 +60,7 @@ func setFields(d *governance.Decision, f *[fieldCount]string) {
 	d.Point, d.Action = events.Point(f[0]), events.Action(f[1])
 	d.Type, d.Source, d.Digest, d.Policy, d.Rule, d.Code, d.Reason = f[2], f[3], f[4], f[5], f[6], f[7], f[8]
 	d.Pipeline, d.Run, d.Subject, d.EventID = f[9], f[10], f[11], f[12]
+	d.Actor, d.Approval, d.Effect = f[13], f[14], f[15]
 }
 
 // encoder appends decisions to a block.
@@ -68,37 +79,42 @@ func (e *encoder) append(b []byte, d *governance.Decision) []byte {
 	}
 	raw, plain := unhexID(d.ID)
 	if plain {
-		mask |= 1 << idHex
+		mask |= 1 << (fieldCount + idHex)
 	}
 	if d.Time.Equal(e.prevTime) {
-		mask |= 1 << timeSame
+		mask |= 1 << (fieldCount + timeSame)
 	}
 	if len(d.Notes) > 0 {
-		mask |= 1 << hasNotes
+		mask |= 1 << (fieldCount + hasNotes)
 	}
 	b = binary.AppendUvarint(b, mask)
-	if mask&(1<<idHex) != 0 {
+	if plain {
 		b = append(b, raw[:]...)
 	} else {
-		b = appendString(b, d.ID)
+		b = appendString(b, scrubURL(d.ID))
 	}
-	if mask&(1<<timeSame) == 0 {
+	if mask&(1<<(fieldCount+timeSame)) == 0 {
 		b = binary.AppendVarint(b, d.Time.Unix())
 		b = binary.AppendUvarint(b, uint64(d.Time.Nanosecond()))
 	}
 	for i := range cur {
-		if mask&(1<<i) == 0 {
-			b = appendString(b, cur[i])
+		switch {
+		case mask&(1<<i) != 0:
+		case i == reasonField:
+			b = appendString(b, scrub(cur[i]))
+		default:
+			b = appendString(b, scrubURL(cur[i]))
 		}
 	}
 	if len(d.Notes) > 0 {
 		b = binary.AppendUvarint(b, uint64(len(d.Notes)))
 		for i := range d.Notes {
 			n := &d.Notes[i]
-			b = appendString(b, n.Policy)
-			b = appendString(b, n.Rule)
-			b = appendString(b, n.Reason)
-			b = appendString(b, string(n.Mode))
+			b = appendString(b, scrubURL(n.Policy))
+			b = appendString(b, scrubURL(n.Rule))
+			b = appendString(b, scrub(n.Reason))
+			b = appendString(b, scrubURL(string(n.Mode)))
+			b = appendString(b, scrubURL(string(n.Action)))
 		}
 	}
 	e.prev, e.prevTime = cur, d.Time
@@ -140,12 +156,18 @@ func appendString(b []byte, s string) []byte {
 // maxDecoded bounds the decisions of one message, whatever its counts claim.
 const maxDecoded = 1 << 20
 
-// decodeMessage calls f with the decisions of a message until f returns false.
-func decodeMessage(b []byte, f func(governance.Decision) bool) error {
-	if len(b) < len(magic) || string(b[:len(magic)]) != magic {
+// decodeMessage calls f with the decisions of a message until f returns false. What
+// the pointer points to is f's to keep only as a copy.
+func decodeMessage(b []byte, f func(*governance.Decision) bool) error {
+	d := decoder{fields: fieldCount}
+	switch {
+	case bytes.HasPrefix(b, []byte(magic)):
+	case bytes.HasPrefix(b, []byte(magicFirst)):
+		d.fields = fieldCountFirst
+	default:
 		return fmt.Errorf("%w: unknown format", ErrCorrupt)
 	}
-	d := decoder{b: b[len(magic):]}
+	d.b = b[len(magic):]
 	total := 0
 	for len(d.b) > 0 {
 		n := d.uvarint()
@@ -159,7 +181,7 @@ func decodeMessage(b []byte, f func(governance.Decision) bool) error {
 			if d.err != nil {
 				return d.err
 			}
-			if !f(out) {
+			if !f(&out) {
 				return nil
 			}
 		}
@@ -171,8 +193,9 @@ func decodeMessage(b []byte, f func(governance.Decision) bool) error {
 }
 
 type decoder struct {
-	b   []byte
-	err error
+	fields int // of the message's version
+	b      []byte
+	err    error
 }
 
 func (d *decoder) fail(what string) {
@@ -216,16 +239,18 @@ func (d *decoder) string() string { return string(d.bytes(d.uvarint())) }
 
 func (d *decoder) decision(prev *[fieldCount]string, prevTime *time.Time) governance.Decision {
 	mask := d.uvarint()
-	if mask >= 1<<(hasNotes+1) {
+	if mask >= 1<<(d.fields+flags) {
 		d.fail("unknown flags")
 	}
+	has := func(flag int) bool { return mask&(1<<(d.fields+flag)) != 0 }
 	var out governance.Decision
-	if mask&(1<<idHex) != 0 {
-		out.ID = hex.EncodeToString(d.bytes(16))
+	if has(idHex) {
+		var id [32]byte
+		out.ID = string(id[:hex.Encode(id[:], d.bytes(16))])
 	} else {
 		out.ID = d.string()
 	}
-	if mask&(1<<timeSame) == 0 {
+	if !has(timeSame) {
 		sec, nsec := d.varint(), d.uvarint()
 		if nsec >= 1e9 || sec > math.MaxInt64/2 || sec < math.MinInt64/2 {
 			d.fail("bad time")
@@ -234,20 +259,24 @@ func (d *decoder) decision(prev *[fieldCount]string, prevTime *time.Time) govern
 		*prevTime = time.Unix(sec, int64(nsec)).UTC()
 	}
 	out.Time = *prevTime
-	for i := range prev {
+	for i := range d.fields {
 		if mask&(1<<i) == 0 {
 			prev[i] = d.string()
 		}
 	}
 	setFields(&out, prev)
-	if mask&(1<<hasNotes) != 0 {
+	if has(hasNotes) {
 		n := d.uvarint()
 		if n > governance.MaxNotes {
 			d.fail("too many notes")
 			return out
 		}
 		for range n {
-			out.Notes = append(out.Notes, governance.Note{Policy: d.string(), Rule: d.string(), Reason: d.string(), Mode: governance.Mode(d.string())})
+			note := governance.Note{Policy: d.string(), Rule: d.string(), Reason: d.string(), Mode: governance.Mode(d.string())}
+			if d.fields > fieldCountFirst {
+				note.Action = events.Action(d.string())
+			}
+			out.Notes = append(out.Notes, note)
 		}
 	}
 	return out

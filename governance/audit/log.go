@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,11 +28,16 @@ var (
 
 // Config configures a JetStreamLog. Zero values take the documented defaults.
 type Config struct {
-	Conn     *nats.Conn    // required; the log does not close it
-	Prefix   string        // first subject token and, in upper case, stream-name prefix; default "stokehold"
-	Replicas int           // default 1
-	MaxAge   time.Duration // retention; default 180 days
-	MaxBytes int64         // retention; default 1 GiB; the oldest decisions go first
+	Conn     *nats.Conn // required; the log does not close it
+	Prefix   string     // first subject token and, in upper case, stream-name prefix; default "stokehold"
+	Replicas int        // default 1
+	// MaxAge is how long decisions are kept: at least RetentionFloor, and at least what
+	// the stream has now. Default: the longer of the two.
+	MaxAge time.Duration
+	// MaxBytes bounds the stream. A full one takes no more decisions, so that nothing
+	// passes: retention is never cut short to make room. Default: no bound but the
+	// server's own.
+	MaxBytes int64
 	// MaxQueued bounds the decisions that wait to be written; Append waits for
 	// room. Default 65,536.
 	MaxQueued int
@@ -62,9 +66,8 @@ const (
 // JetStreamLog is a governance.DecisionLog in the stream PREFIX_DECISIONS, with
 // subjects PREFIX.decision.ACTION. Safe for concurrent use.
 type JetStreamLog struct {
-	cfg    Config
-	js     jetstream.JetStream
-	stream string
+	*Reader
+	cfg Config
 
 	mu      sync.Mutex
 	wake    *sync.Cond // a block was queued, or the log closes
@@ -126,7 +129,7 @@ var _ governance.DecisionLog = (*JetStreamLog)(nil)
 // Open creates or updates the stream and returns the log. Close it.
 func Open(ctx context.Context, cfg Config) (*JetStreamLog, error) {
 	if cfg.Prefix == "" {
-		cfg.Prefix = "stokehold"
+		cfg.Prefix = defaultPrefix
 	}
 	var faults []error
 	bad := func(format string, args ...any) {
@@ -150,43 +153,26 @@ func Open(ctx context.Context, cfg Config) (*JetStreamLog, error) {
 			bad("%s is %d; it must be 1 to %d", f.name, *f.value, f.max)
 		}
 	}
-	if cfg.MaxAge == 0 {
-		cfg.MaxAge = 180 * 24 * time.Hour
-	}
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = 1 << 30
-	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
-	if cfg.MaxAge < 0 || cfg.MaxBytes < 2*maxMessageBytes || cfg.Timeout < 0 {
-		bad("MaxAge and Timeout must be positive and MaxBytes at least %d", 2*maxMessageBytes)
+	if cfg.MaxAge != 0 && cfg.MaxAge < RetentionFloor {
+		faults = append(faults, fmt.Errorf("%w: MaxAge is %s; decisions are kept for at least %s", ErrRetention, cfg.MaxAge, RetentionFloor))
+	}
+	if cfg.MaxBytes != 0 && cfg.MaxBytes < 2*maxMessageBytes || cfg.Timeout < 0 {
+		bad("Timeout must be positive and MaxBytes at least %d", 2*maxMessageBytes)
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	js, err := jetstream.New(cfg.Conn)
+	r, err := NewReader(cfg.Conn, cfg.Prefix)
 	if err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
+		return nil, err
 	}
-	l := &JetStreamLog{cfg: cfg, js: js, stream: strings.ToUpper(cfg.Prefix) + "_DECISIONS", room: make(chan struct{})}
+	l := &JetStreamLog{cfg: cfg, Reader: r, room: make(chan struct{})}
 	l.wake = sync.NewCond(&l.mu)
-	_, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name:        l.stream,
-		Description: "Decisions of governance. One message holds many; see the package governance/audit.",
-		Subjects:    []string{cfg.Prefix + ".decision.*"},
-		Storage:     jetstream.FileStorage,
-		Retention:   jetstream.LimitsPolicy,
-		Discard:     jetstream.DiscardOld,
-		MaxAge:      cfg.MaxAge,
-		MaxBytes:    cfg.MaxBytes,
-		Replicas:    cfg.Replicas,
-		Duplicates:  max(2*time.Minute, 2*cfg.Timeout),
-		DenyDelete:  true,
-		DenyPurge:   true,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("audit: create stream %s: %w", l.stream, err)
+	if err := l.ensureStream(ctx); err != nil {
+		return nil, err
 	}
 	run, stop := context.WithCancel(context.Background())
 	l.stop = stop
@@ -196,7 +182,8 @@ func Open(ctx context.Context, cfg Config) (*JetStreamLog, error) {
 	return l, nil
 }
 
-// Append implements governance.DecisionLog. If ctx ends while the decisions wait
+// Append implements governance.DecisionLog. Secrets that are recognised in reasons
+// and attributes are replaced (see scrub). If ctx ends while the decisions wait
 // for their acknowledgement, they may be in the log all the same.
 func (l *JetStreamLog) Append(ctx context.Context, ds []governance.Decision) error {
 	if len(ds) == 0 {
@@ -370,6 +357,24 @@ func (l *JetStreamLog) write(ctx context.Context) {
 			b.owner.finish(err)
 		}
 	}
+}
+
+// probeAction is the last token of the subject of messages without decisions.
+const probeAction = "probe"
+
+// Probe checks that the log takes decisions: it appends a message without any,
+// which stays like all others, and waits for its acknowledgement. The error wraps
+// governance.ErrLog. A server whose disk was full may go on refusing after there
+// is room again, until it is restarted: that is what to do when Probe fails and
+// the disk has room.
+func (l *JetStreamLog) Probe(ctx context.Context) error {
+	l.mu.Lock()
+	closing := l.closing
+	l.mu.Unlock()
+	if closing {
+		return ErrClosed
+	}
+	return l.publish(ctx, probeAction, []byte(magic), [2]int{})
 }
 
 // publish sends a message until it is acknowledged, under one message id so that

@@ -42,6 +42,7 @@ type Config struct {
 	S3       S3       `koanf:"s3" json:"s3"`
 	Flight   Flight   `koanf:"flight" json:"flight"`
 	Hot      Hot      `koanf:"hot" json:"hot"`
+	Audit    Audit    `koanf:"audit" json:"audit"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
@@ -95,6 +96,22 @@ type Flight struct {
 	Insecure  bool   `koanf:"insecure" json:"insecure,omitempty"`
 }
 
+// Audit says where the checkpoints of the decision log are: in an object store,
+// which should have a credential of its own, or a directory. Zero values take the
+// defaults of stokehold.Audit.
+type Audit struct {
+	Endpoint   Endpoint      `koanf:"endpoint" json:"endpoint,omitempty"`
+	Region     string        `koanf:"region" json:"region,omitempty"`
+	Bucket     string        `koanf:"bucket" json:"bucket,omitempty"`
+	AccessKey  Secret        `koanf:"access_key" json:"access_key,omitempty"`
+	SecretKey  Secret        `koanf:"secret_key" json:"secret_key,omitempty"`
+	Dir        string        `koanf:"dir" json:"dir,omitempty"`
+	KeyFile    string        `koanf:"key_file" json:"key_file,omitempty"`
+	Origin     string        `koanf:"origin" json:"origin,omitempty"`
+	MaxEntries int           `koanf:"max_entries" json:"max_entries,omitempty"`
+	MaxDelay   time.Duration `koanf:"max_delay" json:"max_delay,omitempty"`
+}
+
 // Hot is the shared memory that batches are kept in. Zero values take the
 // defaults of stokehold.Config.
 type Hot struct {
@@ -114,6 +131,8 @@ func defaults() map[string]any {
 		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
 		"flight.addr": "", "flight.advertise": "", "flight.token": "", "flight.cert": "", "flight.key": "", "flight.ca": "", "flight.insecure": false,
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
+		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
+		"audit.key_file": "", "audit.origin": "", "audit.max_entries": 0, "audit.max_delay": "0s",
 		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "stamp_key": "",
 	}
 }

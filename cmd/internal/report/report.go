@@ -34,6 +34,7 @@ type Report struct {
 	Batches   Batches  `json:"batches"`
 	Tiers     Tiers    `json:"tiers"`
 	Models    []Model  `json:"models"`
+	Rules     []Rule   `json:"rules"`
 	Denials   []Denial `json:"denials"`
 	// Seconds is the wall time of this process's part of the run; a resumed run
 	// counts from its resumption. PeakMemoryBytes likewise.
@@ -150,9 +151,19 @@ type Denial struct {
 	Reason  string    `json:"reason"`
 }
 
+// Rule counts the decisions that one rule made, and those that no rule made.
+type Rule struct {
+	Policy  string           `json:"policy"`         // "": no rule decided
+	Rule    string           `json:"rule"`           // likewise
+	Code    string           `json:"code,omitempty"` // why, of decisions that no rule made
+	Actions map[string]int64 `json:"actions"`        // decisions by action
+	Noted   int64            `json:"noted"`          // did not hold but did not decide either
+}
+
 // Decisions is what the decision log adds up to.
 type Decisions struct {
 	Judged, Denied int64
+	Rules          []Rule   // by policy, rule and code
 	Denials        []Denial // oldest first
 }
 
@@ -192,7 +203,7 @@ func Build(src Source) (Report, error) {
 		Schema: SchemaVersion, Stokehold: src.Info.Stokehold, Seed: src.Info.Seed, Data: src.Info.Data,
 		Weeks: f.Weeks, Batches: f.Batches, Tiers: f.Tiers, Models: []Model{},
 		Events:  Events{Published: f.Events, Judged: src.Decisions.Judged, Denied: src.Decisions.Denied},
-		Denials: src.Decisions.Denials,
+		Denials: src.Decisions.Denials, Rules: src.Decisions.Rules,
 		// Milliseconds are plenty, and keep the document readable.
 		Seconds:         math.Round(src.Info.Took.Seconds()*1000) / 1000,
 		PeakMemoryBytes: src.Info.PeakMemoryBytes,
@@ -202,6 +213,9 @@ func Build(src Source) (Report, error) {
 	}
 	if r.Denials == nil {
 		r.Denials = []Denial{}
+	}
+	if r.Rules == nil {
+		r.Rules = []Rule{}
 	}
 	if r.Weeks == nil {
 		r.Weeks = []Week{}

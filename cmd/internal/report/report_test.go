@@ -112,7 +112,10 @@ func fixture(t *testing.T) report.Source {
 	l.all = append(l.all, l.all[0], l.all[len(l.all)-1])
 	return report.Source{
 		History: seq(l.all),
-		Decisions: report.Decisions{Judged: 31, Denied: 1, Denials: []report.Denial{{
+		Decisions: report.Decisions{Judged: 31, Denied: 1, Rules: []report.Rule{
+			{Code: "Unmatched", Actions: map[string]int64{"allow": 29}},
+			{Policy: "promotion", Rule: "better", Actions: map[string]int64{"deny": 1, "warn": 1}, Noted: 2},
+		}, Denials: []report.Denial{{
 			Type: events.TypePromotionRequested, Subject: "flights", ID: "r2/deploy/request", At: day, Policy: "promotion/better", Reason: why}}},
 		Models: seq([]models.Version{
 			{Model: "flights", ID: strings.Repeat("a1", 32), Status: models.Promoted, Bytes: 900, Lineage: models.Lineage{Run: "r0"}, Metrics: map[string]float64{"logloss": 0.42}},

@@ -2,7 +2,9 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -190,6 +192,11 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 	line("")
 	line("%s", th.Title.Render("What moved"))
 	row("events", "%s published · %s judgements · %s", Count(r.Events.Published), Count(r.Events.Judged), denied)
+	for _, rule := range r.Rules {
+		if rule.Policy != "" {
+			row("", "%s", Clean(rule.String()))
+		}
+	}
 	row("batches", "%s published · %s leased by reference (%s)", Count(r.Batches.Published), Count(r.Batches.Leased), Bytes(r.Batches.BodyBytes))
 	row("", "%s", copied)
 	row("tiers", "%s hot · %s warm · %s cold · %s verified moves", Count(r.Tiers.Hot), Count(r.Tiers.Warm), Count(r.Tiers.Cold), Count(r.Tiers.Moved))
@@ -201,6 +208,18 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 	}
 	row("models", "%d versions%s", len(r.Models), champions.String())
 	row("time", "%.1f s · peak memory %s · seed %d", r.Seconds, Bytes(r.PeakMemoryBytes), r.Seed)
+}
+
+// String is the rule and its counts in one line.
+func (r Rule) String() string {
+	parts := []string{r.Policy + "/" + r.Rule}
+	for _, action := range slices.Sorted(maps.Keys(r.Actions)) {
+		parts = append(parts, Count(r.Actions[action])+" "+action)
+	}
+	if r.Noted > 0 {
+		parts = append(parts, Count(r.Noted)+" noted")
+	}
+	return strings.Join(parts, " · ")
 }
 
 func times(n int) string {
