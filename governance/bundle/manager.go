@@ -493,7 +493,9 @@ func (m *Manager) update(ctx context.Context, e jetstream.KeyValueEntry) {
 		m.seen = 0
 		return
 	}
-	if e.Revision() != m.seen {
+	// What the watch brings late was read already. A stream that was restored, and
+	// counts anew, is for reading to notice.
+	if e.Revision() > m.seen {
 		m.consider(ctx, entry(e), nil)
 	}
 }
