@@ -28,6 +28,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/governance/audit"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
@@ -54,6 +55,7 @@ type App struct {
 	Models    *models.Registry
 	Decisions *audit.JetStreamLog
 	Judge     *governance.Engine
+	Approvals *approval.Store
 	Temporal  workflows.Client
 	Types     *events.Registry
 	Hot       *shm.Host
@@ -177,7 +179,13 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	a.Judge, err = governance.NewEngine(governance.Config{Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept})
+	if err := a.openApprovals(ctx); err != nil {
+		return err
+	}
+	a.Judge, err = governance.NewEngine(governance.Config{
+		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Approvals: a.Approvals,
+		Facts: governance.Facts{Actor: a.Approvals.Directory().Facts},
+	})
 	if err != nil {
 		return err
 	}
@@ -187,6 +195,24 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	}
 	a.onClose(a.Bus.Close)
 	return nil
+}
+
+func (a *App) openApprovals(ctx context.Context) error {
+	actors := &approval.Directory{}
+	var err error
+	if a.cfg.Actors != "" {
+		if actors, err = approval.ReadDirectory(a.cfg.Actors); err != nil {
+			return err
+		}
+	}
+	a.Approvals, err = approval.Open(ctx, approval.Config{Conn: a.nc, Directory: actors})
+	return err
+}
+
+// Whoami is the actor that this process's NATS credentials stand for; claimed is
+// the name that the person gives, see approval.Whoami.
+func (a *App) Whoami(ctx context.Context, claimed string) (string, error) {
+	return approval.Whoami(ctx, a.nc, a.Approvals.Directory(), claimed)
 }
 
 func (a *App) loadPolicies(o options) (*governance.PolicySet, error) {
@@ -362,6 +388,7 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
 		},
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
+		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
 	})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/workflows"
 )
@@ -65,6 +66,10 @@ type system interface {
 	Versions(ctx context.Context, model string) iter.Seq2[models.Version, error]
 	Alias(ctx context.Context, model, alias string) (models.Version, error)
 	Decisions(ctx context.Context) (report.Decisions, error)
+	// Approvals lists requests, the newest first; the decided ones too if all.
+	Approvals(ctx context.Context, all bool) ([]approval.Status, error)
+	// Vote answers a request, and tells the run that waits for it.
+	Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error)
 	// Counters are what this process's bus judged since it was opened.
 	Counters() (judged, denied int64)
 	Close(ctx context.Context) error
@@ -79,6 +84,8 @@ type deployment struct {
 	TaskQueue   string
 	Definitions []*workflows.Definition
 	Closer      func(context.Context) error
+	Approver    *approval.Store
+	Whoami      func(context.Context) (string, error) // "": nobody known
 }
 
 // decisionReader is the part of the decision log that a report reads.
@@ -86,11 +93,16 @@ type decisionReader interface {
 	Read(ctx context.Context, from time.Time) iter.Seq2[governance.Decision, error]
 }
 
+var errNobody = errors.New("who are you? The NATS credentials are of nobody in the document of actors: use your own, or give --actor NAME")
+
 var errNoPipeline = errors.New("no such pipeline")
 
 func (d *deployment) Start(ctx context.Context, pipeline string, in workflows.RunInput) (string, error) {
 	def, err := find(d.Definitions, pipeline)
 	if err != nil {
+		return "", err
+	}
+	if in.Actor, err = d.Whoami(ctx); err != nil {
 		return "", err
 	}
 	run, err := workflows.Start(ctx, d.Temporal, def, in, workflows.StartOptions{TaskQueue: d.TaskQueue})
@@ -183,6 +195,26 @@ func denial(d governance.Decision) report.Denial {
 		reason = d.Code
 	}
 	return report.Denial{Type: d.Type, Subject: d.Subject, ID: d.EventID, At: d.Time.UTC(), Policy: policy, Reason: reason}
+}
+
+func (d *deployment) Approvals(ctx context.Context, all bool) ([]approval.Status, error) {
+	return d.Approver.List(ctx, all)
+}
+
+func (d *deployment) Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error) {
+	actor, err := d.Whoami(ctx)
+	if err != nil {
+		return approval.Status{}, err
+	}
+	if actor == "" {
+		return approval.Status{}, errNobody
+	}
+	st, err := d.Approver.Vote(ctx, id, actor, approve, reason)
+	if err != nil || st.Workflow == "" {
+		return st, err
+	}
+	// The vote stands, told or not: the run looks for itself.
+	return st, workflows.TellApproval(ctx, d.Temporal, st.Workflow, st.ID)
 }
 
 func (d *deployment) Counters() (judged, denied int64) {

@@ -64,14 +64,15 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
-		StateDir: cfg.StateDir, Policies: cfg.Policies, Key: cfg.StampKey,
+		StateDir: cfg.StateDir, Policies: cfg.Policies, Actors: cfg.Actors, Key: cfg.StampKey,
 	}, append(opts, more...)...)
 }
 
 func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition) *deployment {
 	return &deployment{
 		Bus: app.Bus, Registry: app.Models, Log: app.Decisions, Temporal: app.Temporal,
-		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close,
+		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close, Approver: app.Approvals,
+		Whoami: func(ctx context.Context) (string, error) { return app.Whoami(ctx, cfg.Actor) },
 	}
 }
 
