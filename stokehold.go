@@ -183,8 +183,7 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	a.Judge, err = governance.NewEngine(governance.Config{
-		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Approvals: a.Approvals,
-		Facts: governance.Facts{Actor: a.Approvals.Directory().Facts},
+		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Facts: a.facts(), Approvals: a.Approvals,
 	})
 	if err != nil {
 		return err

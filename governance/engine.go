@@ -286,7 +286,7 @@ func (j *judging) finish(st *engineState, p *pendingStamp) {
 		p.ev.DataEncoded = p.data
 	}
 	if !p.keep {
-		removeReserved(p.ctx)
+		removeStamp(p.ctx)
 	}
 	for _, x := range [...]struct{ name, value string }{
 		{events.ExtRoute, p.set.route}, {events.ExtColumns, p.set.columns},
@@ -523,12 +523,13 @@ func invalidID(st *engineState, at events.Point, ev *events.Event) string {
 func tooLarge(c *event.EventContextV1, source string, a *attributes) bool {
 	const limit = maxAttributeBytes
 	return len(c.ID) > limit || len(c.Type) > limit || len(source) > limit || len(deref(c.Subject)) > limit || len(deref(c.DataContentType)) > limit ||
-		len(a.pipeline) > limit || len(a.run) > limit || len(a.stage) > limit || len(a.cause) > limit || len(a.dataref) > limit
+		len(a.pipeline) > limit || len(a.run) > limit || len(a.stage) > limit || len(a.cause) > limit || len(a.dataref) > limit ||
+		len(a.actor) > limit || len(a.labels) > limit || len(a.route) > limit || len(a.columns) > limit || len(a.approval) > limit || len(a.released) > limit
 }
 
 // trimAttributes keeps oversized attributes out of the log.
 func trimAttributes(d *Decision) {
-	for _, s := range []*string{&d.EventID, &d.Type, &d.Source, &d.Subject, &d.Pipeline, &d.Run} {
+	for _, s := range []*string{&d.EventID, &d.Type, &d.Source, &d.Subject, &d.Pipeline, &d.Run, &d.Actor} {
 		*s = shorten(*s, maxReasonBytes)
 	}
 }

@@ -128,6 +128,7 @@ type program struct {
 	impure  bool // reads more than the event: now, point or a fact
 	tainted bool // reads event data or facts, itself or through a variable
 	out     *types.Type
+	reads   map[string]bool // variables that it names; of params "params.NAME"
 }
 
 // compileFault is a compile error at a place of the expression.
@@ -171,6 +172,7 @@ func (c *compiler) compile(src string, want *types.Type) (*program, []compileFau
 		tracked: shape.loops || shape.joins > maxFreeJoins || estimate.Max > c.limits.FreeCost,
 		impure:  shape.idents[declNow] || shape.idents[declPoint],
 		out:     checked.OutputType(),
+		reads:   shape.idents,
 	}
 	for name := range shape.idents {
 		fact := factIndex(name) >= 0
@@ -308,6 +310,10 @@ func inspect(checked *cel.Ast) shape {
 		switch e.Kind() {
 		case ast.IdentKind:
 			s.idents[e.AsIdent()] = true
+		case ast.SelectKind:
+			if sel := e.AsSelect(); sel.Operand().Kind() == ast.IdentKind && sel.Operand().AsIdent() == declParams {
+				s.idents[declParams+"."+sel.FieldName()] = true
+			}
 		case ast.ComprehensionKind:
 			s.loops = true
 		case ast.StructKind:
@@ -321,6 +327,11 @@ func inspect(checked *cel.Ast) shape {
 				args = append([]ast.Expr{call.Target()}, args...)
 			}
 			checkCall(call.FunctionName(), e, args, fault)
+			if call.FunctionName() == operators.OptSelect && len(args) == 2 && args[0].Kind() == ast.IdentKind && args[0].AsIdent() == declParams {
+				if name, ok := literalString(args[1]); ok {
+					s.idents[declParams+"."+name] = true
+				}
+			}
 			if call.FunctionName() == operators.Add {
 				switch native.GetType(e.ID()).Kind() {
 				case types.IntKind, types.UintKind, types.DoubleKind, types.DurationKind, types.TimestampKind:
@@ -431,8 +442,13 @@ func (actualCost) CallCost(function, _ string, args []ref.Val, result ref.Val) *
 		// An automaton steps through the text with as many states as the pattern
 		// has; cel-go's own charge is a tenth of what that takes.
 		total = valueSize(args[0]) * (1 + valueSize(args[len(args)-1])/4)
-	case operators.Equals, operators.NotEquals, "sets.contains", "sets.equivalent", "sets.intersects":
-		return nil // charged by the minimum or the product of sizes
+	case operators.Equals, operators.NotEquals:
+		// cel-go charges the smaller size, and takes [data.list] for one element.
+		if total = min(deepSize(args[0]), deepSize(args[1])); total == 0 {
+			return nil
+		}
+	case "sets.contains", "sets.equivalent", "sets.intersects":
+		return nil // charged by the product of sizes
 	case operators.In, operators.OldIn:
 		total = valueSize(args[len(args)-1])
 	default:
@@ -452,6 +468,41 @@ func (actualCost) CallCost(function, _ string, args []ref.Val, result ref.Val) *
 	}
 	total++
 	return &total
+}
+
+// deepSize is the number of elements of a list, map or object and of those within
+// it, as far as a comparison may walk; 0 for anything else.
+func deepSize(v ref.Val) (n uint64) {
+	var walk func(v ref.Val)
+	walk = func(v ref.Val) {
+		switch v := v.(type) {
+		case *object:
+			n += uint64(len(v.vals))
+			for _, field := range v.vals {
+				switch field.(type) {
+				case map[string]any, []any, *object:
+					walk(types.DefaultTypeAdapter.NativeToValue(field))
+				}
+			}
+		case traits.Mapper:
+			for it := v.Iterator(); n < maxVariableSize && it.HasNext() == types.True; {
+				n++
+				walk(v.Get(it.Next()))
+			}
+		case traits.Lister:
+			for it := v.Iterator(); n < maxVariableSize && it.HasNext() == types.True; {
+				n++
+				walk(it.Next())
+			}
+		case types.String:
+			n += uint64(len(v)) / 10
+		}
+	}
+	switch v.(type) {
+	case *object, traits.Mapper, traits.Lister:
+		walk(v)
+	}
+	return n
 }
 
 // valueSize is a value's length in bytes or elements; 0 for scalars.

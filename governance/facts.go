@@ -74,7 +74,8 @@ type Dataset struct {
 type Model struct {
 	Name      string             `json:"name,omitempty"`
 	Version   string             `json:"version,omitempty"`
-	Kind      string             `json:"kind,omitempty"`      // safetensors, onnx, ...
+	Format    string             `json:"format,omitempty"`    // safetensors, onnx, opaque
+	Kind      string             `json:"kind,omitempty"`      // which predictor can serve it, e.g. logistic/v1
 	Precision string             `json:"precision,omitempty"` // fp32, fp16, bf16, fp8, int8, int4
 	Bytes     *int64             `json:"bytes,omitempty"`
 	Metrics   map[string]float64 `json:"metrics,omitempty"`

@@ -218,6 +218,7 @@ var extractors = map[string]func(x *extracted, raw []byte) error{ //nolint:goche
 	}),
 	events.TypeModelRegistered: extractor(func(x *extracted, d *events.ModelRegistered) {
 		x.model = Model{Name: d.Model, Version: d.Version, Run: d.Run, Metrics: d.Metrics}
+		x.champion = Model{Name: d.Model}
 	}),
 	events.TypePromotionRequested: extractor(func(x *extracted, d *events.PromotionRequested) {
 		x.model = Model{Name: d.Model, Version: d.Challenger, Run: d.Run, Metrics: d.Metrics.Challenger, Rows: &d.Rows}

@@ -51,6 +51,93 @@ func TestHostileExpressionsAreStopped(t *testing.T) {
 	}
 }
 
+// The functions beyond CEL's own, each with the most work that it can be given at
+// once, again and again: loops of them, and thousands without a loop.
+func TestHostileFunctionsAreStopped(t *testing.T) {
+	flat := func(call string) string {
+		return strings.Repeat("("+call+") && ", 3800/(len(call)+6)) + "true"
+	}
+	for name, expr := range map[string]string{
+		"glob":               "data.xs.all(a, !data.g.glob(data.p))",
+		"glob without loop":  flat("!data.g.glob(data.p)"),
+		"any":                "data.xs.all(a, !data.labels.any(data.patterns))",
+		"any without loop":   flat("!data.labels.any(data.patterns)"),
+		"any of one pattern": "data.xs.all(a, !data.labels.any(data.patterns[0]))",
+		"values":             "data.xs.all(a, data.labels.values('a').size() == 0)",
+		"mean":               "data.xs.all(a, stats.mean(data.xs) == 0.0)",
+		"mean without loop":  flat("stats.mean(data.xs)==0.0"),
+		"stddev":             "data.xs.all(a, stats.stddev(data.xs) == 0.0)",
+		"quantile":           "data.xs.all(a, stats.quantile(data.xs, 0.5) == 0.0)",
+		"psi":                "data.xs.all(a, stats.psi(data.ys, data.ys) == 0.0)",
+		"psi without loop":   flat("stats.psi(data.ys,data.ys)==0.0"),
+		"semver":             "data.xs.all(a, data.xs.all(b, semver.compare('1.0.0', data.v) == 0))",
+		"cidr":               "data.xs.all(a, data.xs.all(b, cidr.contains('10.0.0.0/8', '10.0.0.1')))",
+		"within":             "data.xs.all(a, data.xs.all(b, event.time.within('00:00', '23:59', 'Europe/Berlin')))",
+		"durations":          "data.xs.all(a, data.xs.all(b, days(1) == hours(24)))",
+		"ref.tier":           "data.xs.all(a, data.xs.all(b, ref.tier('shm://a') == 'hot'))",
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &governance.MemoryLog{}
+			set := load(t, governance.Options{}, policyYAML("p", "{}", rule("r", expr)))
+			e, err := governance.NewEngine(governance.Config{Policies: set, Log: log, Keys: ring(t, "k1"), Deadline: time.Hour}) // cost alone stops it
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill := func(n int, s string) []string {
+				out := make([]string, n)
+				for i := range out {
+					out[i] = s
+				}
+				return out
+			}
+			ones := make([]int, 8_000)
+			for i := range ones {
+				ones[i] = 1
+			}
+			ev := newEvent(t, "batch.published", map[string]any{
+				"xs": make([]int, 8_000), "ys": ones, "g": strings.Repeat("a", 8<<10), "p": "*" + strings.Repeat("a", 253) + "*b", "v": "1.0.0",
+				"labels": fill(128, strings.Repeat("a", 64)), "patterns": fill(32, "*"+strings.Repeat("a", 61)+"*b"),
+			})
+			start := time.Now()
+			v := judge(t, e, events.OnPublish, ev)[0]
+			if v.Action != events.Deny || !strings.Contains(v.Reason, "cost limit exceeded") {
+				t.Errorf("%+v", v)
+			}
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("took %s", took)
+			}
+		})
+	}
+}
+
+// No rule may cost more than its limits, whatever mode cel-go evaluates it in:
+// hostile rules are refused where they are not loops, in every mode and beside
+// other rules, and one event cannot be made to wait for all of a hostile set.
+func TestHostileSetCannotStallTheBus(t *testing.T) {
+	var files []string
+	for i, mode := range []string{"enforce", "warn", "audit"} {
+		var rules strings.Builder
+		for j := range 60 {
+			rules.WriteString(rule(fmt.Sprintf("r%d", j), "data.xs.all(a, data.xs.all(b, data.xs.all(c, a == b && b == c)))"))
+		}
+		files = append(files, withMode(policyYAML(fmt.Sprintf("p%d", i), "{}", rules.String()), mode))
+	}
+	e := engine(t, load(t, governance.Options{}, files...), discard)
+	var evs []*events.Event
+	for range 4 {
+		evs = append(evs, newEvent(t, "batch.published", hugeData()))
+	}
+	start := time.Now()
+	for _, v := range judge(t, e, events.OnPublish, evs...) {
+		if v.Action != events.Deny {
+			t.Errorf("%+v", v)
+		}
+	}
+	if took := time.Since(start); took > 8*time.Second { // 2,000,000 units an event
+		t.Errorf("180 hostile rules over 4 events took %s", took)
+	}
+}
+
 func TestVariablesThatDoubleAreStopped(t *testing.T) {
 	var vars strings.Builder
 	vars.WriteString("  variables:\n    - {name: v0, expression: \"data.s + data.s\"}\n")

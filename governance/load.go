@@ -194,6 +194,9 @@ type loader struct {
 	seen      map[string]*policySpec
 	bindings  map[string]*bindingSpec // by policy
 	faults    *LoadError
+	// watch hears of the fields and words that are known at each place read; nil but
+	// in the test that holds the published schema to the parser.
+	watch func(path string, known []string)
 }
 
 func (l *loader) fault(e *PolicyError) {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +21,12 @@ const (
 	APIVersion  = "stokehold.dev/v1"
 	Kind        = "Policy"
 	KindBinding = "Binding" // gives values to a policy's parameters
+)
+
+// Limits of what a policy matches.
+const (
+	maxPatternsOfMatch = 1000
+	maxPatternBytes    = 256
 )
 
 // source is an expression with its place in a file.
@@ -171,6 +179,9 @@ func (d *document) fields(n *yaml.Node, path string, readers map[string]func(n *
 		d.fault(n, path, "must be a mapping")
 		return found
 	}
+	if d.l.watch != nil {
+		d.l.watch(path, slices.Collect(maps.Keys(readers)))
+	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		name := k.Value
@@ -245,13 +256,13 @@ func (d *document) list(n *yaml.Node, path string, limit int, item func(n *yaml.
 
 func (d *document) patterns(out *[]string) func(*yaml.Node, string) {
 	return func(n *yaml.Node, path string) {
-		d.list(n, path, 1000, func(n *yaml.Node, path string) {
+		d.list(n, path, maxPatternsOfMatch, func(n *yaml.Node, path string) {
 			s := d.str(n, path)
 			switch {
 			case s == "":
 				d.fault(n, path, "an empty pattern matches nothing")
-			case len(s) > 256 || strings.Count(s, "*") > 8:
-				d.fault(n, path, "a pattern may have at most 256 bytes and 8 asterisks")
+			case len(s) > maxPatternBytes || strings.Count(s, "*") > 8:
+				d.fault(n, path, "a pattern may have at most %d bytes and 8 asterisks", maxPatternBytes)
 			default:
 				*out = append(*out, s)
 			}
@@ -265,10 +276,13 @@ func choice[T ~string](d *document, out *T, allowed ...T) func(*yaml.Node, strin
 		names := make([]string, len(allowed))
 		for i, a := range allowed {
 			names[i] = string(a)
-			if string(a) == s {
-				*out = a
-				return
-			}
+		}
+		if d.l.watch != nil {
+			d.l.watch(path, names)
+		}
+		if i := slices.Index(names, s); i >= 0 {
+			*out = allowed[i]
+			return
 		}
 		if s != "" || n.Tag == "!!str" {
 			d.fault(n, path, "%q is not one of %s", s, strings.Join(names, ", ")).Suggestion = closest(s, names)
@@ -391,7 +405,7 @@ func (d *document) readRule(n *yaml.Node, path string, spec *policySpec, names m
 		"message":           d.text(&r.Message, maxReasonBytes),
 		"messageExpression": d.expression(&r.MessageExpression, &r.messageAt),
 		"reason":            d.text(&r.Reason, 63),
-		"action":            choice(d, &r.Action, actionDeny, actionWarn, actionQuarantine, actionRedact, actionRoute, actionApproval),
+		"action":            choice(d, &r.Action, ruleActions()...),
 		"approval":          func(n *yaml.Node, path string) { r.Approval = d.readApproval(n, path) },
 		"redact":            func(n *yaml.Node, path string) { r.Redact = d.readRedact(n, path) },
 		"route":             func(n *yaml.Node, path string) { r.Route = d.readRoute(n, path) },

@@ -239,8 +239,9 @@ func (s *scratch) writeStamp(c *event.EventContextV1, k *macKey, policy *policyR
 	c.Extensions[ExtStamp] = string(b)
 }
 
-// removeReserved takes off an event what the Judge alone sets.
-func removeReserved(c *event.EventContextV1) {
+// removeStamp takes off an event what the Judge alone sets: the stamp, and what
+// else it covers.
+func removeStamp(c *event.EventContextV1) {
 	for _, name := range reserved {
 		delete(c.Extensions, name)
 	}

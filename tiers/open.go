@@ -26,6 +26,7 @@ type Batch struct {
 	// Record.
 	Lease *shm.Lease
 
+	drop     func() // gives up the slot that only this batch has; may be nil
 	released atomic.Bool
 }
 
@@ -33,6 +34,9 @@ type Batch struct {
 func (b *Batch) Release() {
 	if !b.released.Swap(true) {
 		b.Record.Release()
+		if b.drop != nil {
+			b.drop()
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 			seq++
 		}
 	}
-	b, err := r.store.open(ctx, e.Ref, toArena)
+	b, err := r.store.openEntry(ctx, &e, toArena)
 	if err == nil {
 		r.store.count(b)
 	}

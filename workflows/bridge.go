@@ -110,9 +110,16 @@ func (b *bridge) handle(ctx context.Context, ds []events.Delivery) error {
 }
 
 // concerns evaluates the trigger's expressions. One that cannot be evaluated
-// for an event is not met.
+// for an event is not met, and neither is any for an event that governance has
+// routed to another pipeline.
 func (b *bridge) concerns(ctx context.Context, e *events.Event) (key string, ok bool) {
-	ok, err := b.when(ctx, e)
+	route, err := events.RouteOf(e)
+	if err == nil && route.Pipeline != "" && route.Pipeline != b.pipeline {
+		return "", false
+	}
+	if err == nil {
+		ok, err = b.when(ctx, e)
+	}
 	if err == nil && ok {
 		key, err = b.key(ctx, e)
 	}
