@@ -464,7 +464,7 @@ func TestEffectFaults(t *testing.T) {
 		"approval that warns":     {r("      action: warn\n      approval: {quorum: 1}\n"), `did you mean action: requireApproval?`},
 		"an empty redact":         {r("      action: redact\n      redact: {}\n"), `must say what to drop or mask`},
 		"a misspelt action":       {r("      action: quarantin\n"), `(did you mean "quarantine"?)`},
-		"a misspelt path":         {r("      action: redact\n      redact: {drop: [data.modle]}\n"), `test.yaml:8: policy p: rule r: redact.drop[0]: "data.modle": undefined field "modle" (did you mean "model"?)`},
+		"a misspelt path":         {r("      action: redact\n      redact: {drop: [data.modek]}\n"), `test.yaml:8: policy p: rule r: redact.drop[0]: "data.modek": undefined field "modek" (did you mean "model"?)`},
 		"a path into a number":    {r("      action: redact\n      redact: {mask: [data.challenger.auc.x]}\n"), `"x" is a step into double, which has no fields`},
 		"a path by an index":      {r("      action: redact\n      redact: {mask: [data.labels.0]}\n"), `only * is`},
 		"a path elsewhere":        {r("      action: redact\n      redact: {mask: [event.subject]}\n"), `"event.subject" is not a path`},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +92,7 @@ func TestBadEvents(t *testing.T) {
 	for i, subject := range strange {
 		ev := sealed(func(ev *events.Event) {
 			ev.SetSubject(subject)
-			ev.SetID(fmt.Sprint(i))
+			ev.SetID(strconv.Itoa(i))
 			ev.SetTime(time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC))
 		})
 		if err := b.Publish(ctx, ev); err != nil {

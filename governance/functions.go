@@ -126,7 +126,7 @@ func estimateFunction(name string, target *cost.AstNode, args []cost.AstNode) *c
 	if !ok {
 		return nil
 	}
-	est := &cost.CallEstimate{CostEstimate: cost.CostEstimate{Min: 1, Max: total}}
+	est := &cost.CallEstimate{CostEstimate: cost.Estimate{Min: 1, Max: total}}
 	switch name {
 	case "values":
 		est.ResultSize = &cost.SizeEstimate{Max: maxLabels}

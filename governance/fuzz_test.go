@@ -3,8 +3,11 @@ package governance_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 
@@ -23,6 +26,15 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("spec: {rules: [{expression: |\n x}]}"))
 	f.Add([]byte("--- \n---\n? a\n: b"))
 	f.Add([]byte("kind: \"\xff\""))
+	golden, err := filepath.Glob("testdata/golden/*.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range golden {
+		if raw, err := os.ReadFile(name); err == nil {
+			f.Add(raw)
+		}
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		set, err := governance.Load(typed(), governance.Source{Name: "fuzz.yaml", Data: raw})
 		if err != nil {
@@ -35,7 +47,45 @@ func FuzzLoad(f *testing.F) {
 		e := engine(t, set, discard)
 		ev := newEvent(t, "model.promotion.requested", promo())
 		v := judge(t, e, events.OnPublish, ev)[0]
-		if v.Action != events.Allow && v.Action != events.Warn && v.Action != events.Deny {
+		if (v.Action == events.RequireApproval) != (v.Approval != nil) || v.DecisionID == "" {
+			t.Fatalf("%+v", v)
+		}
+		if governance.Lint(set); v.Action.Permits() && stampOf(ev) == "" {
+			t.Fatalf("permitted without a stamp: %+v", v)
+		}
+	})
+}
+
+// FuzzEvaluate: no expression on no data panics, holds the bus or lets an event
+// pass that it cannot be evaluated for.
+func FuzzEvaluate(f *testing.F) {
+	for _, expr := range []string{
+		"data.a.all(x, x > 1)", "stats.psi(data.a, data.b) < 0.2", "data.s.glob('a*b')", "batch.rows > 3 && batch.labels.any(['pii', 'r:*'])",
+		"semver.compare(string(data.s), '1.0.0') > 0", "now.within('22:00', '06:00', 'Europe/Berlin')", "data.?a.orValue([1.0]).map(x, x * 2.0).size() == 3",
+		"cidr.contains('10.0.0.0/8', data.s)", "stats.quantile(data.a, 0.5) > days(3).getHours()", "ref.tier(data.s) == 'hot'", "params.x > data.n", "'%s'.format([data]) == ''",
+	} {
+		f.Add(expr, []byte(`{"a":[1,2.5,3],"b":[1,1,1],"s":"10.0.0.1","n":3}`), events.TypeBatchPublished)
+		f.Add(expr, []byte(`{"dataset":"d","sequence":1,"rows":4,"body_bytes":1,"fingerprint":"f","tier":"hot","uri":"shm://x"}`), "custom.type")
+	}
+	f.Fuzz(func(t *testing.T, expr string, data []byte, typ string) {
+		if strings.ContainsAny(expr, "\r\n\x00") || !utf8.ValidString(expr) {
+			return
+		}
+		file := strings.Replace(policyYAML("p", "{}", rule("r", expr)), "  rules:", "  params: {x: {type: int, default: 1}}\n  rules:", 1)
+		set, err := governance.Load(governance.Options{}, governance.Source{Name: "fuzz.yaml", Data: []byte(file)})
+		if err != nil {
+			return
+		}
+		log := &governance.MemoryLog{}
+		ev := newEvent(t, "a.b", nil)
+		ev.Context.(*event.EventContextV1).Type = typ
+		ev.DataEncoded = data
+		start := time.Now()
+		v := judge(t, engine(t, set, log), events.OnPublish, ev)[0]
+		if took := time.Since(start); took > 4*time.Second { // the deadline is one
+			t.Fatalf("%q took %s", expr, took)
+		}
+		if d := lastDecision(log); d.Code == governance.CodeEvaluation && v.Action != events.Deny {
 			t.Fatalf("%+v", v)
 		}
 	})

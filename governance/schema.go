@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/stokehold/stokehold/events"
 )
@@ -151,12 +152,6 @@ func ruleActions() []ruleAction {
 }
 
 func paramTypePattern() string {
-	names := ""
-	for i, n := range paramScalars {
-		if i > 0 {
-			names += "|"
-		}
-		names += n
-	}
+	names := strings.Join(paramScalars, "|")
 	return "^(" + names + "|(list|map)\\((" + names + ")\\))$"
 }
