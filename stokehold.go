@@ -120,6 +120,28 @@ func Connect(ctx context.Context, cfg Config, opts ...Option) (_ *App, err error
 	return a, nil
 }
 
+// ConnectApprovals connects to what a person needs who answers requests for
+// approval: Approvals and Temporal, and nothing else of the App. NATS credentials
+// that allow approval.VoterSubjects suffice; the bucket must be there.
+func ConnectApprovals(ctx context.Context, cfg Config) (_ *App, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("stokehold: configuration: %w", err)
+	}
+	a := &App{cfg: cfg}
+	if err := a.connectNATS(ctx, options{}); err != nil {
+		return nil, err
+	}
+	err = a.openApprovals(ctx)
+	if err == nil {
+		err = a.dialTemporal(ctx, options{})
+	}
+	if err != nil {
+		return nil, errors.Join(err, a.Close(context.WithoutCancel(ctx)))
+	}
+	return a, nil
+}
+
 // Close drains and disconnects. Repeatable.
 func (a *App) Close(ctx context.Context) error {
 	var errs []error

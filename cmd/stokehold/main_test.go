@@ -70,7 +70,8 @@ func playedPlatform() platform {
 			p.secret = cfg.NATS.Password.Reveal()
 			return p, nil
 		},
-		Host: func(context.Context, config.Config, hosting) (system, error) { return newPlayed(), nil },
+		Approve: func(context.Context, config.Config) (approver, error) { return newPlayed(), nil },
+		Host:    func(context.Context, config.Config, hosting) (system, error) { return newPlayed(), nil },
 		Feed: func(ctx context.Context, s system, h hosting) (report.Data, error) {
 			if os.Getenv("PLAYED_FEED") == "hang" {
 				<-ctx.Done()

@@ -34,6 +34,8 @@ type platform struct {
 	Connect func(context.Context, config.Config) (system, error)
 	// Stack starts the embedded servers.
 	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
+	// Approve connects with no more than what answering requests for approval needs.
+	Approve func(context.Context, config.Config) (approver, error)
 	// Host connects and also hosts the binary's pipelines.
 	Host func(context.Context, config.Config, hosting) (system, error)
 	// Feed plays the demo's outside world until its last week is closed. It reads
@@ -66,12 +68,17 @@ type system interface {
 	Versions(ctx context.Context, model string) iter.Seq2[models.Version, error]
 	Alias(ctx context.Context, model, alias string) (models.Version, error)
 	Decisions(ctx context.Context) (report.Decisions, error)
+	// Counters are what this process's bus judged since it was opened.
+	Counters() (judged, denied int64)
+	Close(ctx context.Context) error
+}
+
+// approver is a connection for answering requests for approval.
+type approver interface {
 	// Approvals lists requests, the newest first; the decided ones too if all.
 	Approvals(ctx context.Context, all bool) ([]approval.Status, error)
 	// Vote answers a request, and tells the run that waits for it.
 	Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error)
-	// Counters are what this process's bus judged since it was opened.
-	Counters() (judged, denied int64)
 	Close(ctx context.Context) error
 }
 
@@ -84,7 +91,6 @@ type deployment struct {
 	TaskQueue   string
 	Definitions []*workflows.Definition
 	Closer      func(context.Context) error
-	Approver    *approval.Store
 	Whoami      func(context.Context) (string, error) // "": nobody known
 }
 
@@ -92,8 +98,6 @@ type deployment struct {
 type decisionReader interface {
 	Read(ctx context.Context, from time.Time) iter.Seq2[governance.Decision, error]
 }
-
-var errNobody = errors.New("who are you? The NATS credentials are of nobody in the document of actors: use your own, or give --actor NAME")
 
 var errNoPipeline = errors.New("no such pipeline")
 
@@ -195,26 +199,6 @@ func denial(d governance.Decision) report.Denial {
 		reason = d.Code
 	}
 	return report.Denial{Type: d.Type, Subject: d.Subject, ID: d.EventID, At: d.Time.UTC(), Policy: policy, Reason: reason}
-}
-
-func (d *deployment) Approvals(ctx context.Context, all bool) ([]approval.Status, error) {
-	return d.Approver.List(ctx, all)
-}
-
-func (d *deployment) Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error) {
-	actor, err := d.Whoami(ctx)
-	if err != nil {
-		return approval.Status{}, err
-	}
-	if actor == "" {
-		return approval.Status{}, errNobody
-	}
-	st, err := d.Approver.Vote(ctx, id, actor, approve, reason)
-	if err != nil || st.Workflow == "" {
-		return st, err
-	}
-	// The vote stands, told or not: the run looks for itself.
-	return st, workflows.TellApproval(ctx, d.Temporal, st.Workflow, st.ID)
 }
 
 func (d *deployment) Counters() (judged, denied int64) {

@@ -35,8 +35,9 @@ func newPlatform() platform {
 			}
 			return observe(app, cfg, defs), nil
 		},
-		Host: host,
-		Feed: feed,
+		Approve: connectPerson,
+		Host:    host,
+		Feed:    feed,
 		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
 			return handoff.Look(ctx, dir, handoff.DialConfig{})
 		},
@@ -45,7 +46,11 @@ func newPlatform() platform {
 
 func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (*stokehold.App, error) {
 	opts := []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
-	return stokehold.Connect(ctx, stokehold.Config{
+	return stokehold.Connect(ctx, settings(cfg), append(opts, more...)...)
+}
+
+func settings(cfg config.Config) stokehold.Config {
+	return stokehold.Config{
 		NATS: stokehold.NATS{
 			URL: cfg.NATS.URL.Reveal(), User: cfg.NATS.User, Password: cfg.NATS.Password,
 			Token: cfg.NATS.Token, CredsFile: cfg.NATS.Creds,
@@ -65,13 +70,13 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, Actors: cfg.Actors, Key: cfg.StampKey,
-	}, append(opts, more...)...)
+	}
 }
 
 func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition) *deployment {
 	return &deployment{
 		Bus: app.Bus, Registry: app.Models, Log: app.Decisions, Temporal: app.Temporal,
-		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close, Approver: app.Approvals,
+		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close,
 		Whoami: func(ctx context.Context) (string, error) { return app.Whoami(ctx, cfg.Actor) },
 	}
 }

@@ -465,12 +465,11 @@ func TestCredentialsAreTheActor(t *testing.T) {
 	user := func(name string, allow ...string) *server.User {
 		return &server.User{Username: name, Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: allow}}}
 	}
-	voter := []string{"$JS.API.>", "$SYS.REQ.USER.INFO", "$KV.*.none"}
 	srv := natstest.Start(t, func(o *server.Options) {
 		o.Users = []*server.User{
 			user("deployment", ">"),
-			user("bob", append(voter, approval.VoteSubject("stokehold", "bob"))...),
-			user("UBOB", append(voter, approval.VoteSubject("stokehold", "bob"))...),
+			user("bob", approval.VoterSubjects("stokehold", "bob")...),
+			user("UBOB", approval.VoterSubjects("stokehold", "bob")...),
 		}
 	})
 	as := func(name string) *nats.Conn {
@@ -498,6 +497,19 @@ func TestCredentialsAreTheActor(t *testing.T) {
 	}
 	if st, err := co.Store.Status(t.Context(), need.ID); err != nil || len(st.Outcome.Votes) != 0 {
 		t.Fatalf("%+v, %v", st, err)
+	}
+	if list, err := mine.List(t.Context(), true); err != nil || len(list) != 1 {
+		t.Errorf("bob reads %v, %v", list, err)
+	}
+	for _, subject := range []string{
+		"$KV.stokehold_approvals.outcome." + need.ID, "$KV.stokehold_approvals.request." + need.ID, "$JS.API.STREAM.PURGE.KV_stokehold_approvals",
+		"$JS.API.STREAM.MSG.DELETE.KV_stokehold_approvals", "$JS.API.STREAM.UPDATE.KV_stokehold_approvals",
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		if answer, err := bob.RequestWithContext(ctx, subject, []byte("{}")); err == nil {
+			t.Errorf("bob may write to %s: %s", subject, answer.Data)
+		}
+		cancel()
 	}
 	if st, err := mine.Vote(t.Context(), need.ID, "bob", true, "as myself"); err != nil || st.Outcome.State != approval.Approved {
 		t.Errorf("bob votes as bob: %+v, %v", st, err)

@@ -15,9 +15,8 @@
 //	outcome.ID        written by the deployment, which counted the votes
 //
 // A vote is only as trustworthy as the right to write its key. NATS grants that
-// right: give each person credentials that may publish to
-// $KV.PREFIX_approvals.vote.*.ACTOR and to no other key, and nobody votes for
-// another. Where people share credentials, as in the development stack, a name is
+// right: give each person credentials that may publish to VoterSubjects and to no
+// other key, and nobody votes for another. Where people share credentials, as in the development stack, a name is
 // a claim and not a proof. What a person may approve is not in the vote: whoever
 // counts looks the actor up in the Directory of its own configuration, and an
 // actor that is not there counts for nothing.

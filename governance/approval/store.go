@@ -286,10 +286,17 @@ func outcomeKey(id string) string { return "outcome." + id }
 // voteKey ends with the actor as one token, so that NATS can grant one person's.
 func voteKey(id, actor string) string { return "vote." + id + "." + actorToken(actor) }
 
-// VoteSubject is the NATS subject that an actor must be allowed to publish to,
-// and nobody else, for votes to be theirs. prefix is Config.Prefix.
-func VoteSubject(prefix, actor string) string {
-	return "$KV." + prefix + "_approvals." + voteKey("*", actor)
+// VoterSubjects are the NATS subjects that a person's credentials must be allowed
+// to publish to, for voting as actor and for reading what is asked: no other key,
+// and nothing that changes the bucket. prefix is Config.Prefix.
+func VoterSubjects(prefix, actor string) []string {
+	stream := "KV_" + prefix + "_approvals"
+	return []string{
+		"$KV." + prefix + "_approvals." + voteKey("*", actor),
+		"$JS.API.STREAM.INFO." + stream, "$JS.API.DIRECT.GET." + stream + ".>",
+		"$JS.API.CONSUMER.CREATE." + stream + ".>", "$JS.API.CONSUMER.DELETE." + stream + ".>", "$JS.FC." + stream + ".>",
+		userInfoSubject,
+	}
 }
 
 // actorToken writes letters, digits and - as they are, and any other byte as =
