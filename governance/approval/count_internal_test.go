@@ -1,7 +1,7 @@
 package approval
 
 import (
-	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -27,7 +27,7 @@ func TestCountProperties(t *testing.T) {
 			votes = append(votes, Vote{
 				Actor:   rapid.SampledFrom([]string{"ann", "bob", "cem", "dee", "fay", "eve"}).Draw(t, "actor"),
 				Approve: rapid.IntRange(0, 3).Draw(t, "approve") > 0, At: begin.Add(time.Duration(rapid.IntRange(0, 80).Draw(t, "minute")) * time.Minute),
-				Reason: fmt.Sprint(i), revision: uint64(i + 1),
+				Reason: strconv.Itoa(i), revision: uint64(i + 1),
 			})
 		}
 		now := begin.Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "now")) * time.Minute)
