@@ -20,6 +20,9 @@ type Config struct {
 	S3       S3     // without an endpoint there is no cold tier
 	Flight   Flight // without it, batches travel between hosts through the object store alone
 	Audit    Audit  // checkpoints of the decision log
+	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
+	// one nobody can approve anything.
+	Actors string
 	// StateDir holds the warm tier and the local copies of models. One process at a
 	// time may use it.
 	StateDir string

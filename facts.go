@@ -25,7 +25,7 @@ const (
 // facts are what policies see beside an event, from the registry of models and the
 // catalog of batches, which are there once an App is connected.
 func (a *App) facts() governance.Facts {
-	return governance.Facts{Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts}
+	return governance.Facts{Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts, Actor: a.Approvals.Directory().Facts}
 }
 
 func (a *App) modelFacts(ctx context.Context, _ *events.Event, m *governance.Model) error {

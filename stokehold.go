@@ -28,6 +28,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/governance/audit"
 	"github.com/stokehold/stokehold/governance/bundle"
 	"github.com/stokehold/stokehold/models"
@@ -57,10 +58,11 @@ type App struct {
 	Judge     *governance.Engine
 	// Policies keeps Judge on the bundle that was applied last; its Status says which.
 	// nil for an observer without a list of trusted keys.
-	Policies *bundle.Manager
-	Temporal workflows.Client
-	Types    *events.Registry
-	Hot      *shm.Host
+	Policies  *bundle.Manager
+	Approvals *approval.Store
+	Temporal  workflows.Client
+	Types     *events.Registry
+	Hot       *shm.Host
 	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
 	Flight *flight.Server
 
@@ -122,6 +124,28 @@ func Connect(ctx context.Context, cfg Config, opts ...Option) (_ *App, err error
 	return a, nil
 }
 
+// ConnectApprovals connects to what a person needs who answers requests for
+// approval: Approvals and Temporal, and nothing else of the App. NATS credentials
+// that allow approval.VoterSubjects suffice; the bucket must be there.
+func ConnectApprovals(ctx context.Context, cfg Config) (_ *App, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("stokehold: configuration: %w", err)
+	}
+	a := &App{cfg: cfg}
+	if err := a.connectNATS(ctx, options{}); err != nil {
+		return nil, err
+	}
+	err = a.openApprovals(ctx)
+	if err == nil {
+		err = a.dialTemporal(ctx, options{})
+	}
+	if err != nil {
+		return nil, errors.Join(err, a.Close(context.WithoutCancel(ctx)))
+	}
+	return a, nil
+}
+
 // Close drains and disconnects. Repeatable.
 func (a *App) Close(ctx context.Context) error {
 	var errs []error
@@ -179,8 +203,11 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	accept = a.earlierPolicies(ctx, accept)
+	if err := a.openApprovals(ctx); err != nil {
+		return err
+	}
 	a.Judge, err = governance.NewEngine(governance.Config{
-		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Facts: a.facts(),
+		Policies: policies, Log: a.Decisions, Keys: keys, Accept: accept, Facts: a.facts(), Approvals: a.Approvals,
 	})
 	if err != nil {
 		return err
@@ -195,6 +222,24 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	}
 	a.onClose(a.Bus.Close)
 	return nil
+}
+
+func (a *App) openApprovals(ctx context.Context) error {
+	actors := &approval.Directory{}
+	var err error
+	if a.cfg.Actors != "" {
+		if actors, err = approval.ReadDirectory(a.cfg.Actors); err != nil {
+			return err
+		}
+	}
+	a.Approvals, err = approval.Open(ctx, approval.Config{Conn: a.nc, Directory: actors})
+	return err
+}
+
+// Whoami is the actor that this process's NATS credentials stand for; claimed is
+// the name that the person gives, see approval.Whoami.
+func (a *App) Whoami(ctx context.Context, claimed string) (string, error) {
+	return approval.Whoami(ctx, a.nc, a.Approvals.Directory(), claimed)
 }
 
 func (a *App) loadPolicies(o options) (*governance.PolicySet, error) {
@@ -363,6 +408,7 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
 		},
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
+		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
 	})
 	if err != nil {

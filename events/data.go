@@ -1,5 +1,7 @@
 package events
 
+import "time"
+
 // The data of the standard event types. All travel as JSON objects with the
 // field names in the tags. Times are in the event's time attribute; durations
 // are in seconds; sizes are in bytes.
@@ -155,4 +157,38 @@ type TriggerSuppressed struct {
 	Key     string   `json:"key"`
 	Events  []string `json:"events"`
 	Reason  string   `json:"reason"`
+}
+
+// ApprovalRequested is the data of TypeApprovalRequested.
+type ApprovalRequested struct {
+	Approval       string   `json:"approval"` // id, see ApprovalNeed
+	Policy         string   `json:"policy"`   // "policy/rule" that asks
+	Reason         string   `json:"reason"`
+	Roles          []string `json:"roles,omitempty"`
+	Quorum         int      `json:"quorum"`
+	ExpiresSeconds float64  `json:"expires_seconds"`
+	Requester      string   `json:"requester,omitempty"`
+	EventID        string   `json:"event_id"` // of the event that waits
+	EventType      string   `json:"event_type"`
+}
+
+// ApprovalDecided is the data of TypeApprovalDecided.
+type ApprovalDecided struct {
+	Approval  string         `json:"approval"`
+	State     string         `json:"state"` // approved, rejected or expired
+	Reason    string         `json:"reason"`
+	Policy    string         `json:"policy"`
+	EventID   string         `json:"event_id"`
+	EventType string         `json:"event_type"`
+	Requester string         `json:"requester,omitempty"`
+	Votes     []ApprovalVote `json:"votes"` // that counted, in order
+}
+
+// ApprovalVote is one person's answer.
+type ApprovalVote struct {
+	Actor   string    `json:"actor"`
+	Roles   []string  `json:"roles,omitempty"`
+	Approve bool      `json:"approve"`
+	Reason  string    `json:"reason"`
+	At      time.Time `json:"at"`
 }

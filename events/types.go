@@ -26,6 +26,8 @@ const (
 	TypeTierMoved          = "tier.moved"
 	TypeTriggerFired       = "trigger.fired"
 	TypeTriggerSuppressed  = "trigger.suppressed"
+	TypeApprovalRequested  = "approval.requested"
+	TypeApprovalDecided    = "approval.decided"
 )
 
 // maxTypeBytes bounds the name of an event type: it is part of every subject.
@@ -43,7 +45,7 @@ type Type struct {
 // standardTypes is a function, not a variable, so that no test can change it for
 // another.
 func standardTypes() []Type {
-	const dataset, model, run, trigger = "dataset", "model", "run", "trigger"
+	const dataset, model, run, trigger, asked = "dataset", "model", "run", "trigger", "as the event it is about"
 	return []Type{
 		{TypeRunStarted, "A run began", run, "workflows", RunStarted{}},
 		{TypeRunCompleted, "A run ended with success", run, "workflows", RunCompleted{}},
@@ -61,6 +63,8 @@ func standardTypes() []Type {
 		{TypeTierMoved, "A verified copy of a batch moved between tiers", dataset, "tiers", TierMoved{}},
 		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},
 		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},
+		{TypeApprovalRequested, "People are asked to approve an event", asked, "governance/approval", ApprovalRequested{}},
+		{TypeApprovalDecided, "A request for approval is decided, or expired undecided", asked, "governance/approval", ApprovalDecided{}},
 	}
 }
 

@@ -298,7 +298,7 @@ func TestApprovals(t *testing.T) {
 	}{
 		"granted":                 {grants{given: map[string]governance.Grant{need.ID: grant(nil)}}, events.Allow, ""},
 		"nobody yet":              {grants{}, events.RequireApproval, "goes to production (not approved yet)"},
-		"rejected":                {grants{err: fmt.Errorf("by cem: %w", governance.ErrRejected)}, events.Deny, "an approval was refused: goes to production"},
+		"rejected":                {grants{err: fmt.Errorf("by cem: %w", governance.ErrRejected)}, events.Deny, "goes to production (by cem: approval rejected)"},
 		"the source is away":      {grants{err: errors.New("connection refused")}, events.RequireApproval, "goes to production (the approvals could not be asked for: connection refused)"},
 		"the grant has expired":   {grants{given: map[string]governance.Grant{need.ID: grant(func(g *governance.Grant) { g.Expires = testTime })}}, events.RequireApproval, "goes to production (the approval has expired)"},
 		"the rule's expiry":       {grants{given: map[string]governance.Grant{need.ID: grant(func(g *governance.Grant) { g.At = testTime.Add(-24 * time.Hour) })}}, events.RequireApproval, "goes to production (the approval has expired)"},

@@ -155,7 +155,7 @@ func (s *evalState) approve(d *Decision, j *judging, out *outcome) {
 			continue
 		case refused:
 			f.code, f.effect = CodeRejected, events.Deny
-			f.reason = "an approval was refused: " + f.reason
+			f.reason = shorten(f.reason, maxReasonBytes/2) + " (" + shorten(why, maxReasonBytes/2) + ")"
 			s.decide(d, f, events.Deny)
 			continue
 		}
@@ -198,7 +198,7 @@ func (s *evalState) ask(need *events.ApprovalNeed) (refused bool, why string) {
 	g, err := s.engine.approvals.Approved(ctx, need.ID)
 	switch {
 	case errors.Is(err, ErrRejected):
-		return true, "rejected"
+		return true, err.Error() // who, and why
 	case errors.Is(err, ErrNotApproved):
 		return false, "not approved yet"
 	case err != nil:

@@ -254,7 +254,7 @@ func (d *runDriver) announce(ctx context.Context, typ, key string, data any) err
 		return err
 	}
 	for k, v := range map[string]string{
-		events.ExtRun: d.a.Run, events.ExtPipeline: d.a.Pipeline, events.ExtStage: d.a.Stage, events.ExtCause: d.a.Cause,
+		events.ExtRun: d.a.Run, events.ExtPipeline: d.a.Pipeline, events.ExtStage: d.a.Stage, events.ExtCause: d.a.Cause, events.ExtActor: d.a.Actor,
 	} {
 		if v != "" {
 			e.SetExtension(k, v)

@@ -24,6 +24,7 @@ type Assignment struct {
 	Kind         string          `json:"kind"` // ingest, preprocess, train, finetune, evaluate, deploy, monitor
 	Attempt      int             `json:"attempt"`
 	Cause        string          `json:"cause,omitempty"`
+	Actor        string          `json:"actor,omitempty"` // on whose behalf the run works
 	Seed         uint64          `json:"seed"`
 	Params       json.RawMessage `json:"params,omitempty"`
 	RunParams    json.RawMessage `json:"run_params,omitempty"`
@@ -33,6 +34,10 @@ type Assignment struct {
 	Model        string          `json:"model,omitempty"`  // model the stage makes versions of
 	ChildProcess bool            `json:"child_process,omitempty"`
 	Worker       string          `json:"worker,omitempty"` // with ChildProcess: whose program; "": this one's
+	// Prior are the attempts made before the stage was parked, and Resume is what the
+	// last of them reported: one that goes on counts its attempts from there.
+	Prior  int       `json:"prior,omitempty"`
+	Resume *Progress `json:"resume,omitempty"`
 }
 
 // Progress is what a stage last reported. It is the heartbeat's detail, so it
@@ -146,6 +151,6 @@ func panicked(p any) error {
 func (a Assignment) task(log *slog.Logger, d Driver) *Task {
 	return NewTask(Task{
 		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
-		Cause: a.Cause, Seed: a.Seed, Log: log,
+		Cause: a.Cause, Actor: a.Actor, Seed: a.Seed, Log: log,
 	}, a.Params, a.RunParams, d)
 }

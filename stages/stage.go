@@ -89,6 +89,7 @@ type Task struct {
 	Stage    string // the stage's name in the pipeline
 	Attempt  int    // 1 on the first
 	Cause    string // id of the event that started the run; "" if a person did
+	Actor    string // on whose behalf the run works; "" if nobody's
 	Seed     uint64 // of the run: the only source of randomness a stage may use
 	Log      *slog.Logger
 
@@ -390,6 +391,9 @@ func (t *Task) Publish(ctx context.Context, typ, subject, key string, at time.Ti
 	e.SetExtension(events.ExtStage, t.Stage)
 	if t.Cause != "" {
 		e.SetExtension(events.ExtCause, t.Cause)
+	}
+	if t.Actor != "" {
+		e.SetExtension(events.ExtActor, t.Actor)
 	}
 	return t.driver.Publish(ctx, e)
 }

@@ -44,6 +44,7 @@ type activities struct {
 	publisher  Publisher
 	aliases    Aliases
 	migrator   Migrator
+	approvals  Approvals
 	log        *slog.Logger
 	queue      string
 	pipelines  map[string]*Definition
@@ -64,12 +65,15 @@ var errCanceled = errors.New("the run was cancelled or another stage failed")
 // runStage is the activity behind every kind of stage.
 func (a *activities) runStage(ctx context.Context, as stages.Assignment) (stages.Result, error) {
 	info := activity.GetInfo(ctx)
-	as.Attempt = int(info.Attempt)
+	as.Attempt = as.Prior + int(info.Attempt)
 	stage, err := a.lookup(as)
 	if err != nil {
 		return stages.Result{}, err
 	}
 	hooks := stages.Hooks{}
+	if as.Resume != nil {
+		hooks.Previous = *as.Resume
+	}
 	if activity.HasHeartbeatDetails(ctx) {
 		if err := activity.GetHeartbeatDetails(ctx, &hooks.Previous); err != nil {
 			a.log.Warn("the last attempt's progress cannot be read: the stage starts over", "run", as.Run, "stage", as.Stage, "error", err)
@@ -87,7 +91,7 @@ func (a *activities) runStage(ctx context.Context, as stages.Assignment) (stages
 			return res, nil
 		}
 	}
-	return stages.Result{}, stageError(stageCtx, as, err)
+	return stages.Result{}, stageError(stageCtx, as, err, beat.last())
 }
 
 func (a *activities) lookup(as stages.Assignment) (stages.Stage, error) {
@@ -140,7 +144,7 @@ func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assi
 }
 
 // stageError turns a stage's error into what Temporal does next.
-func stageError(ctx context.Context, as stages.Assignment, err error) error {
+func stageError(ctx context.Context, as stages.Assignment, err error, last stages.Progress) error {
 	cause := context.Cause(ctx)
 	detail := stageFailure{Stage: as.Stage, Attempts: as.Attempt, Reason: clip(err.Error(), maxReasonBytes), Permanent: stages.IsPermanent(err)}
 	switch {
@@ -150,6 +154,8 @@ func stageError(ctx context.Context, as stages.Assignment, err error) error {
 		return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
 			temporal.ApplicationErrorOptions{Cause: err, Details: []any{detail}, NextRetryDelay: 100 * time.Millisecond,
 				Category: temporal.ApplicationErrorCategoryBenign})
+	case errors.Is(err, events.ErrApprovalRequired):
+		return approvalError(detail, err, last)
 	case detail.Permanent:
 		return temporal.NewApplicationErrorWithOptions(detail.Reason, errTypePermanent,
 			temporal.ApplicationErrorOptions{NonRetryable: true, Details: []any{detail}})
@@ -191,12 +197,13 @@ func (h *heart) report(p stages.Progress) {
 	h.current = p
 }
 
-func (h *heart) beat() {
+func (h *heart) last() stages.Progress {
 	h.mu.Lock()
-	p := h.current
-	h.mu.Unlock()
-	activity.RecordHeartbeat(h.ctx, p)
+	defer h.mu.Unlock()
+	return h.current
 }
+
+func (h *heart) beat() { activity.RecordHeartbeat(h.ctx, h.last()) }
 
 // start beats until the returned function is called, which beats once more. It
 // cancels the stage when the activity is cancelled or the worker stops.

@@ -16,15 +16,16 @@ var (
 	attrTrigger  = temporal.NewSearchAttributeKeyKeyword("StokeholdTrigger")
 	attrDataset  = temporal.NewSearchAttributeKeyKeyword("StokeholdDataset")
 	attrModel    = temporal.NewSearchAttributeKeyKeyword("StokeholdModel")
+	attrWaiting  = temporal.NewSearchAttributeKeyKeyword("StokeholdWaiting")
 	attrBatches  = temporal.NewSearchAttributeKeyInt64("StokeholdBatches")
 )
 
 // SearchAttributes are what a Temporal namespace needs registered: the run's
 // pipeline, key, trigger, first long-lived dataset and model, the stage that is
-// furthest, and how many batches were written.
+// furthest, what it waits for ("approval"), and how many batches were written.
 func SearchAttributes() map[string]enums.IndexedValueType {
 	out := map[string]enums.IndexedValueType{attrBatches.GetName(): attrBatches.GetValueType()}
-	for _, k := range []temporal.SearchAttributeKeyKeyword{attrPipeline, attrRun, attrStage, attrTrigger, attrDataset, attrModel} {
+	for _, k := range []temporal.SearchAttributeKeyKeyword{attrPipeline, attrRun, attrStage, attrTrigger, attrDataset, attrModel, attrWaiting} {
 		out[k.GetName()] = k.GetValueType()
 	}
 	return out

@@ -38,6 +38,7 @@ type StageCall struct {
 	Seal            bool             // seal Output when the stage completes
 	Model           string           // model to make versions of
 	Cause           string           // id of the event that led here
+	Actor           string           // on whose behalf the stage works
 	Seed            uint64           // the stage's only source of randomness
 	ChildProcess    bool             // run in a separate worker process
 	Worker          string           // run in one of another program, see InWorker
@@ -83,7 +84,7 @@ func ExecuteStage(ctx workflow.Context, call StageCall) StageFuture {
 	}
 	return executeAssignment(ctx, stages.Assignment{
 		Pipeline: call.Pipeline, Run: workflow.GetInfo(ctx).WorkflowExecution.ID, Stage: call.Stage, Kind: call.Kind,
-		Cause: call.Cause, Seed: call.Seed, Params: params, RunParams: call.RunParams, Inputs: call.Inputs,
+		Cause: call.Cause, Actor: call.Actor, Seed: call.Seed, Params: params, RunParams: call.RunParams, Inputs: call.Inputs,
 		Output: call.Output, Seal: call.Seal, Model: call.Model, ChildProcess: call.ChildProcess || call.Worker != "", Worker: call.Worker,
 	}, "", call.Timeout, call.Attempts, call.TaskQueue)
 }

@@ -41,10 +41,12 @@ const (
 	done
 	failed
 	stopped
+	parking // its attempt ended because people must approve; nobody has been asked yet
+	parked  // waits for them, in no activity
 )
 
 func (s stageState) String() string {
-	return [...]string{"waiting", "running", "done", "failed", "stopped"}[s]
+	return [...]string{"waiting", "running", "done", "failed", "stopped", "parking", "waits for approval"}[s]
 }
 
 // interpreter runs one definition. Its state is rebuilt by replay, so nothing
@@ -57,6 +59,7 @@ type interpreter struct {
 	stages []*stageRun
 	byName map[string]*stageRun // for lookups only: never ranged over
 	failed *stageRun            // that failed first
+	told   map[string]int       // signals by approval; nil: nothing waited for one yet
 }
 
 type stageRun struct {
@@ -69,6 +72,7 @@ type stageRun struct {
 	err      error
 	failure  stageFailure
 	assigned stages.Assignment
+	wait     approvalWait // of one that is or was parked
 }
 
 // runPipeline is the workflow stokehold.pipeline.
@@ -142,12 +146,18 @@ func (in *interpreter) schedule(ctx workflow.Context) error {
 	for again := true; again; {
 		again = false
 		for _, s := range in.stages {
+			if s.state == parking {
+				in.park(ctx, s)
+			}
 			if s.state != waiting || !in.ready(s) {
 				continue
 			}
-			a, err := in.assign(ctx, s)
-			if err != nil {
-				return err
+			a := s.assigned // as it was, if people were asked meanwhile
+			if s.wait.parks == 0 {
+				var err error
+				if a, err = in.assign(ctx, s); err != nil {
+					return err
+				}
 			}
 			s.assigned, s.state, s.started, again = a, running, workflow.Now(ctx), true
 			s.future = executeAssignment(ctx, a, s.def.Name, s.def.timeout(), s.def.attempts(), in.queue)
@@ -183,7 +193,7 @@ func (in *interpreter) assign(ctx workflow.Context, s *stageRun) (stages.Assignm
 	d := &in.args.Definition
 	a := stages.Assignment{
 		Pipeline: d.Name, Run: in.run, Stage: s.def.Name, Kind: s.def.Kind,
-		Cause: in.args.Input.Cause, Seed: in.args.Input.Seed,
+		Cause: in.args.Input.Cause, Actor: in.args.Input.Actor, Seed: in.args.Input.Seed,
 		Params: s.def.Params, RunParams: in.args.Input.Params,
 		Model: d.modelOf(s.def), ChildProcess: s.def.inChild(), Worker: s.def.Worker,
 	}
@@ -246,6 +256,10 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 	sel := workflow.NewSelector(ctx)
 	some := false
 	for _, s := range in.stages {
+		if s.state == parked {
+			some = true
+			sel.AddFuture(s.wait.over, func(workflow.Future) { in.unpark(ctx, s) })
+		}
 		if s.state != running {
 			continue
 		}
@@ -271,6 +285,8 @@ func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
 		s.state = done
 	case temporal.IsCanceledError(s.err):
 		s.state = stopped
+	case in.mayPark(s):
+		s.state = parking
 	default:
 		s.state = failed
 		s.failure = failureOf(s.def.Name, s.err)
@@ -340,11 +356,14 @@ func (in *interpreter) attributes(ctx workflow.Context) {
 	furthest := ""
 	for _, s := range in.stages {
 		batches += s.result.Data.BatchesOut
-		if s.state == running || (furthest == "" && s.state == failed) {
+		if s.state == running || s.state == parked || (furthest == "" && s.state == failed) {
 			furthest = s.def.Name
 		}
 	}
 	set := []temporal.SearchAttributeUpdate{attrBatches.ValueSet(batches)}
+	if in.everParked() {
+		set = append(set, in.waitingAttribute())
+	}
 	if furthest != "" {
 		set = append(set, attrStage.ValueSet(furthest))
 	}
@@ -368,11 +387,12 @@ func (in *interpreter) show(ctx workflow.Context) {
 			took = "since " + s.started.UTC().Format(time.TimeOnly)
 		}
 		fmt.Fprintf(&b, "| **%s** | %s | %s %v | %s | %d | %d |\n", s.def.Name, s.def.Kind,
-			[...]string{"·", "▶", "✔", "✘", "■"}[s.state], s.state, took, s.result.Rows, s.result.Data.BatchesOut)
+			[...]string{"·", "▶", "✔", "✘", "■", "⏸", "⏸"}[s.state], s.state, took, s.result.Rows, s.result.Data.BatchesOut)
 	}
 	if in.failed != nil {
 		fmt.Fprintf(&b, "\n**%s failed** on attempt %d: %s\n", in.failed.failure.Stage, in.failed.failure.Attempts, in.failed.failure.Reason)
 	}
+	in.approvals(&b)
 	in.metrics(&b)
 	fmt.Fprintf(&b, "\n```\n%s```\n", in.args.Definition.text(func(d StageDef) string {
 		return "(" + in.byName[d.Name].state.String() + ")"

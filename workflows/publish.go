@@ -33,6 +33,7 @@ type announcement struct {
 	Pipeline string    `json:"pipeline"`
 	Run      string    `json:"run,omitempty"`
 	Cause    string    `json:"cause,omitempty"`
+	Actor    string    `json:"actor,omitempty"`
 	Data     any       `json:"data"`
 }
 
@@ -41,7 +42,7 @@ func (a announcement) event() (events.Event, error) {
 	if err != nil {
 		return events.Event{}, err
 	}
-	for name, value := range map[string]string{events.ExtPipeline: a.Pipeline, events.ExtRun: a.Run, events.ExtCause: a.Cause} {
+	for name, value := range map[string]string{events.ExtPipeline: a.Pipeline, events.ExtRun: a.Run, events.ExtCause: a.Cause, events.ExtActor: a.Actor} {
 		if value != "" {
 			e.SetExtension(name, value)
 		}
@@ -62,7 +63,7 @@ func (a *activities) publish(ctx context.Context, list []announcement) error {
 	}
 	err := a.publisher.Publish(ctx, evs...)
 	if err != nil && (errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrInvalid) ||
-		errors.Is(err, events.ErrUnknownType) || errors.Is(err, events.ErrTooLarge)) {
+		errors.Is(err, events.ErrUnknownType) || errors.Is(err, events.ErrTooLarge) || errors.Is(err, events.ErrApprovalRequired)) {
 		return temporal.NewNonRetryableApplicationError(err.Error(), errTypePermanent, err)
 	}
 	return err
@@ -107,7 +108,7 @@ func resolveAlias(ctx workflow.Context, model, alias string) (string, error) {
 func (in *interpreter) announce(ctx workflow.Context, typ string, data any) announcement {
 	return announcement{
 		Type: typ, ID: in.run + "/" + typ, Source: "/stokehold/" + in.args.Definition.Name, Subject: in.run,
-		Time: workflow.Now(ctx), Pipeline: in.args.Definition.Name, Run: in.run, Cause: in.args.Input.Cause, Data: data,
+		Time: workflow.Now(ctx), Pipeline: in.args.Definition.Name, Run: in.run, Cause: in.args.Input.Cause, Actor: in.args.Input.Actor, Data: data,
 	}
 }
 

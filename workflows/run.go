@@ -60,7 +60,10 @@ type RunInput struct {
 	// MaxPayloadBytes.
 	Params json.RawMessage `json:"params,omitempty"`
 	Cause  string          `json:"cause,omitempty"` // id of the event that led to it; empty: a person
-	Seed   uint64          `json:"seed,omitempty"`  // the only source of randomness
+	// Actor is on whose behalf the run works: it asks for approvals, and so must not
+	// give them. Empty where nobody is, e.g. a trigger started the run.
+	Actor string `json:"actor,omitempty"`
+	Seed  uint64 `json:"seed,omitempty"` // the only source of randomness
 	// Trigger is "PIPELINE/NAME" where a trigger started the run.
 	Trigger string `json:"trigger,omitempty"`
 }

@@ -38,7 +38,10 @@ type WorkerConfig struct {
 	// them. nil: not checked.
 	Types *events.Registry
 	// Migrator moves batches for the migration workflow; nil: there is none.
-	Migrator  Migrator
+	Migrator Migrator
+	// Approvals asks people where a policy requires it; nil: what needs an approval
+	// fails.
+	Approvals Approvals
 	TaskQueue string // default DefaultTaskQueue
 	Seed      uint64 // of the runs that triggers start
 	// WithoutSearchAttributes is for a server that lacks SearchAttributes.
@@ -81,7 +84,7 @@ func (a *activities) register(r Registrar) {
 	}
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
-		migrateActivity: a.migrate,
+		migrateActivity: a.migrate, askActivity: a.ask, settleActivity: a.settle,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
 	}
@@ -99,7 +102,7 @@ func RegisterWorkflows(r interface {
 
 func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
-		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator,
+		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, approvals: cfg.Approvals,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
 		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed,
 	}

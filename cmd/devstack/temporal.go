@@ -44,6 +44,7 @@ func SearchAttributes() map[string]enums.IndexedValueType {
 		"StokeholdTrigger":  enums.INDEXED_VALUE_TYPE_KEYWORD,
 		"StokeholdDataset":  enums.INDEXED_VALUE_TYPE_KEYWORD,
 		"StokeholdModel":    enums.INDEXED_VALUE_TYPE_KEYWORD,
+		"StokeholdWaiting":  enums.INDEXED_VALUE_TYPE_KEYWORD,
 		"StokeholdBatches":  enums.INDEXED_VALUE_TYPE_INT,
 	}
 }

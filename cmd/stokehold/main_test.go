@@ -19,6 +19,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/stages/drift"
@@ -71,7 +72,8 @@ func playedPlatform() platform {
 			p.secret = cfg.NATS.Password.Reveal()
 			return p, nil
 		},
-		Host: func(context.Context, config.Config, hosting) (system, error) { return newPlayed(), nil },
+		Approve: func(context.Context, config.Config) (approver, error) { return newPlayed(), nil },
+		Host:    func(context.Context, config.Config, hosting) (system, error) { return newPlayed(), nil },
 		Feed: func(ctx context.Context, s system, h hosting) (report.Data, error) {
 			if os.Getenv("PLAYED_FEED") == "hang" {
 				<-ctx.Done()
@@ -225,6 +227,46 @@ func (p *played) Alias(_ context.Context, model, _ string) (models.Version, erro
 
 func (p *played) Decisions(context.Context) (report.Decisions, error) {
 	return report.Decisions{Judged: 18, Denied: 1, Denials: []report.Denial{{Type: events.TypePromotionRequested, ID: "x", At: playedAt, Policy: "gate/better", Reason: "not better than the champion"}}}, nil
+}
+
+// Two requests: one waits for a second person, one is decided.
+func playedApprovals() []approval.Status {
+	ask := approval.Request{
+		ID: strings.Repeat("ab", 20), Policy: "gate/four-eyes", Reason: "goes to\x1b[31m production", Roles: []string{"release"}, Quorum: 2,
+		Expires: approval.Duration(24 * time.Hour), Requester: "ann", EventID: "e1", Type: events.TypePromotionRequested, Subject: "played", Created: playedAt,
+	}
+	decided := ask
+	decided.ID, decided.Created = strings.Repeat("cd", 20), playedAt.Add(-time.Hour)
+	return []approval.Status{
+		{Request: ask, Outcome: approval.Outcome{State: approval.Pending, Votes: []approval.Vote{{Actor: "bob", Approve: true, Reason: "measured it", At: playedAt}}}},
+		{Request: decided, Outcome: approval.Outcome{State: approval.Rejected, Sealed: true, Reason: "cem: not this week", At: playedAt}},
+	}
+}
+
+func (p *played) Approvals(_ context.Context, all bool) ([]approval.Status, error) {
+	list := playedApprovals()
+	if !all {
+		list = list[:1]
+	}
+	return list, nil
+}
+
+func (p *played) Vote(_ context.Context, id string, approve bool, reason string) (approval.Status, error) {
+	for _, st := range playedApprovals() {
+		if !strings.HasPrefix(st.ID, id) {
+			continue
+		}
+		if st.Outcome.Sealed {
+			return st, &approval.Error{Op: "vote on", ID: id, Actor: "dee", Hint: "rejected by " + st.Outcome.Reason, Err: approval.ErrDecided}
+		}
+		st.Outcome.Votes = append(st.Outcome.Votes, approval.Vote{Actor: "dee", Approve: approve, Reason: reason, At: playedAt})
+		st.Outcome.State = approval.Rejected
+		if approve {
+			st.Outcome.State = approval.Approved
+		}
+		return st, nil
+	}
+	return approval.Status{}, &approval.Error{Op: "vote on", ID: id, Hint: "'stokehold approvals' lists what waits", Err: approval.ErrNotFound}
 }
 
 func (p *played) Counters() (judged, denied int64) { return 18, 1 }

@@ -106,13 +106,13 @@ func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds())
 // status colours a word by what it means.
 func status(th report.Theme, s string) string {
 	switch s {
-	case "completed", "promoted":
+	case "completed", "promoted", "approved":
 		return th.Good.Render(s)
-	case "failed", "terminated", "timed-out", "refused":
+	case "failed", "terminated", "timed-out", "refused", "rejected":
 		return th.Bad.Render(s)
-	case "running":
+	case "running", "pending":
 		return th.Accent.Render(s)
-	case "canceled":
+	case "canceled", "expired":
 		return th.Warn.Render(s)
 	}
 	return s

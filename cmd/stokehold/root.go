@@ -168,7 +168,7 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 	})
 	config.Flags(root.PersistentFlags())
 	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.policy(), a.shm(), a.audit(), a.version())
-	for _, c := range []*cobra.Command{a.run(), a.runs(), a.events(), a.models()} {
+	for _, c := range []*cobra.Command{a.run(), a.runs(), a.events(), a.models(), a.approvals(), a.vote(true), a.vote(false)} {
 		config.ServerFlags(c.Flags())
 		root.AddCommand(c)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/workflows"
 )
@@ -37,6 +38,8 @@ type platform struct {
 	Audit func(context.Context, config.Config) (*stokehold.Auditor, error)
 	// Stack starts the embedded servers.
 	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
+	// Approve connects with no more than what answering requests for approval needs.
+	Approve func(context.Context, config.Config) (approver, error)
 	// Host connects and also hosts the binary's pipelines.
 	Host func(context.Context, config.Config, hosting) (system, error)
 	// Feed plays the demo's outside world until its last week is closed. It reads
@@ -78,6 +81,15 @@ type system interface {
 	Close(ctx context.Context) error
 }
 
+// approver is a connection for answering requests for approval.
+type approver interface {
+	// Approvals lists requests, the newest first; the decided ones too if all.
+	Approvals(ctx context.Context, all bool) ([]approval.Status, error)
+	// Vote answers a request, and tells the run that waits for it.
+	Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error)
+	Close(ctx context.Context) error
+}
+
 // deployment is the system that there is outside tests.
 type deployment struct {
 	Bus         *events.Bus
@@ -87,6 +99,7 @@ type deployment struct {
 	TaskQueue   string
 	Definitions []*workflows.Definition
 	Closer      func(context.Context) error
+	Whoami      func(context.Context) (string, error) // "": nobody known
 }
 
 // decisionReader is the part of the decision log that a report reads.
@@ -99,6 +112,9 @@ var errNoPipeline = errors.New("no such pipeline")
 func (d *deployment) Start(ctx context.Context, pipeline string, in workflows.RunInput) (string, error) {
 	def, err := find(d.Definitions, pipeline)
 	if err != nil {
+		return "", err
+	}
+	if in.Actor, err = d.Whoami(ctx); err != nil {
 		return "", err
 	}
 	run, err := workflows.Start(ctx, d.Temporal, def, in, workflows.StartOptions{TaskQueue: d.TaskQueue})

@@ -38,8 +38,9 @@ func newPlatform() platform {
 		Audit: func(ctx context.Context, cfg config.Config) (*stokehold.Auditor, error) {
 			return stokehold.OpenAuditor(ctx, settings(cfg))
 		},
-		Host: host,
-		Feed: feed,
+		Approve: connectPerson,
+		Host:    host,
+		Feed:    feed,
 		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
 			return handoff.Look(ctx, dir, handoff.DialConfig{})
 		},
@@ -82,7 +83,7 @@ func settings(cfg config.Config) stokehold.Config {
 		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
-		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Key: cfg.StampKey,
+		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Actors: cfg.Actors, Key: cfg.StampKey,
 	}
 }
 
@@ -90,6 +91,7 @@ func observe(app *stokehold.App, cfg config.Config, defs []*workflows.Definition
 	return &deployment{
 		Bus: app.Bus, Registry: app.Models, Log: app.Decisions, Temporal: app.Temporal,
 		TaskQueue: cfg.Temporal.TaskQueue, Definitions: defs, Closer: app.Close,
+		Whoami: func(ctx context.Context) (string, error) { return app.Whoami(ctx, cfg.Actor) },
 	}
 }
 

@@ -48,6 +48,10 @@ type Config struct {
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
 	// StateDir.
 	PolicyKeys string `koanf:"policy_keys" json:"policy_keys,omitempty"`
+	// Actors is the document that says who has which role; Actor is who uses the
+	// command line, where the NATS credentials do not tell.
+	Actors string `koanf:"actors" json:"actors,omitempty"`
+	Actor  string `koanf:"actor" json:"actor,omitempty"`
 	// StampKey signs and verifies the stamps of judged events; every process of a
 	// deployment has the same. Empty: the one in StateDir.
 	StampKey Secret `koanf:"stamp_key" json:"stamp_key,omitempty"`
@@ -133,7 +137,7 @@ func defaults() map[string]any {
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
 		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
 		"audit.key_file": "", "audit.origin": "", "audit.max_entries": 0, "audit.max_delay": "0s",
-		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "stamp_key": "",
+		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "actors": "", "actor": "", "stamp_key": "",
 	}
 }
 
@@ -169,6 +173,7 @@ type Options struct {
 func Flags(fs *pflag.FlagSet) {
 	fs.String("config", "", "configuration `file` (default ./"+DefaultFile+" when it exists)")
 	fs.String("state", "", "state `directory` of the embedded stack (STOKEHOLD_STATE, default ./"+DefaultStateDir+")")
+	fs.String("actors", "", "who has which role: a `file` (STOKEHOLD_ACTORS)")
 	fs.StringSlice("policy", nil, "more rules: a policy `file` or directory; repeatable (STOKEHOLD_POLICIES)")
 }
 
@@ -182,6 +187,7 @@ func ServerFlags(fs *pflag.FlagSet) {
 	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
 	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
 	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
+	fs.String("actor", "", "your `name` in the document of actors, where the NATS credentials do not tell (STOKEHOLD_ACTOR)")
 	fs.String("hot-bytes", "", "`size` of the shared memory for batches, e.g. 512MiB (STOKEHOLD_HOT_BYTES)")
 	fs.String("flight-addr", "", "give batches out to other hosts at `host:port` (STOKEHOLD_FLIGHT_ADDR)")
 	fs.String("flight-advertise", "", "where other hosts reach that, `host:port` (STOKEHOLD_FLIGHT_ADVERTISE)")
@@ -191,7 +197,7 @@ func flagKeys() map[string]string {
 	return map[string]string{
 		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
 		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
-		"s3-region": "s3.region", "hot-bytes": "hot.bytes", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "state": "state",
+		"s3-region": "s3.region", "hot-bytes": "hot.bytes", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "actors": "actors", "actor": "actor", "state": "state",
 	}
 }
 
