@@ -214,20 +214,25 @@ func TestReadPyarrow(t *testing.T) {
 }
 
 func TestUnsupportedColumnIsNamed(t *testing.T) {
+	i8 := arrow.PrimitiveTypes.Int8
+	pair := []arrow.Field{{Name: "a", Type: i8}, {Name: "b", Type: arrow.BinaryTypes.String}}
 	for _, dt := range []arrow.DataType{
-		arrow.ListOf(arrow.PrimitiveTypes.Int8), arrow.Null, arrow.FixedWidthTypes.Timestamp_s, arrow.FixedWidthTypes.Float16, &arrow.Decimal128Type{Precision: 5, Scale: 2},
-		&arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.PrimitiveTypes.Int64},
+		arrow.DenseUnionOf(pair, []arrow.UnionTypeCode{0, 1}), arrow.SparseUnionOf(pair, []arrow.UnionTypeCode{0, 1}), arrow.StructOf(),
+		&arrow.Decimal128Type{Precision: 5, Scale: -2}, &arrow.FixedSizeBinaryType{ByteWidth: 0},
+		&arrow.DictionaryType{IndexType: i8, ValueType: arrow.ListOf(i8)},
 	} {
-		s := arrow.NewSchema([]arrow.Field{{Name: "ok", Type: arrow.PrimitiveTypes.Int8}, {Name: "odd one", Type: dt}}, nil)
-		_, err := parquet.NewWriter(&bytes.Buffer{}, s)
-		var u *parquet.UnsupportedError
-		if !errors.As(err, &u) || u.Column != "odd one" || !errors.Is(err, parquet.ErrUnsupported) || !strings.Contains(err.Error(), `"odd one"`) {
-			t.Errorf("%s: %v", dt, err)
+		for path, f := range map[string]arrow.Field{
+			"odd one":              {Name: "odd one", Type: dt},
+			"odd one.x":            {Name: "odd one", Type: arrow.StructOf(arrow.Field{Name: "x", Type: dt})},
+			"odd one.list.element": {Name: "odd one", Type: arrow.ListOf(dt)},
+		} {
+			s := arrow.NewSchema([]arrow.Field{{Name: "ok", Type: i8}, f}, nil)
+			_, err := parquet.NewWriter(&bytes.Buffer{}, s)
+			var u *parquet.UnsupportedError
+			if !errors.As(err, &u) || u.Column != path || u.Hint == "" || !errors.Is(err, parquet.ErrUnsupported) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s: %v", dt, err)
+			}
 		}
-	}
-	twice := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Int8}, {Name: "x", Type: arrow.PrimitiveTypes.Int8}}, nil)
-	if _, err := parquet.NewWriter(&bytes.Buffer{}, twice); !errors.Is(err, parquet.ErrUnsupported) {
-		t.Error(err)
 	}
 }
 
