@@ -169,9 +169,13 @@ func (a *assembler) frameOf(n *node, c *columnReader) (*frame, error) {
 	isList := n.kind == listKind
 	elemDef, elemRep := n.def+1, n.slotRep+1
 	flat := len(c.rep) == 0
-	for i, d := range c.def {
-		if d >= n.slotDef && (flat || c.rep[i] <= n.slotRep) {
-			f.slots++
+	if n.slotRep == 0 { // a row each
+		f.slots = c.rows
+	} else {
+		for i, d := range c.def {
+			if d >= n.slotDef && (flat || c.rep[i] <= n.slotRep) {
+				f.slots++
+			}
 		}
 	}
 	if err := a.budget.take(n, int64(f.slots)/8+8*int64(f.slots)*int64(boolInt(isList))); err != nil {
@@ -184,7 +188,9 @@ func (a *assembler) frameOf(n *node, c *columnReader) (*frame, error) {
 		f.offsets = make([]int64, 1, f.slots+1)
 	}
 	slot, elements := 0, int64(0)
-	for i, d := range c.def {
+	last := n.slotRep == 0 && c.node.maxRep() == 1 // no other lists around or below
+	for i := 0; i < len(c.def); i++ {
+		d := c.def[i]
 		rep := byte(0)
 		if !flat {
 			rep = c.rep[i]
@@ -209,6 +215,14 @@ func (a *assembler) frameOf(n *node, c *columnReader) (*frame, error) {
 			}
 		} else if isList && rep == elemRep {
 			elements++
+			if last { // to where the next list begins
+				more := bytes.IndexByte(c.rep[i+1:], 0)
+				if more < 0 {
+					more = len(c.rep) - i - 1
+				}
+				elements += int64(more)
+				i += more
+			}
 		}
 	}
 	if isList && slot > 0 {

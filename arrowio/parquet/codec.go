@@ -81,11 +81,6 @@ var gzipReaders sync.Pool
 func decompress(codec format.CompressionCodec, dst, src []byte) error {
 	n := 0
 	switch codec {
-	case format.Uncompressed:
-		if len(src) == len(dst) {
-			copy(dst, src)
-		}
-		n = len(src)
 	case format.Snappy:
 		size, err := snappy.DecodedLen(src)
 		if err != nil {

@@ -1,6 +1,7 @@
 package parquet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -25,13 +26,17 @@ type columnReader struct {
 	pages  pageReader
 	budget *budget
 
+	groupRows, values, compressed int64 // what the footer says of the chunk
+
 	// Levels that were decoded and belong to rows not yet asked for.
 	defs, reps []byte
+	full       bool // all of defs are the greatest
 	defBuf     [chunkEntries]byte
 	repBuf     [chunkEntries]byte
 	flags      [chunkEntries]byte // of slots: 1 if there is a value
 
 	// The batch being read.
+	rows         int
 	slots, nulls int
 	bits         []byte // validity, nil while there are no nulls
 	def, rep     []byte // levels of all entries, if somebody above needs them
@@ -76,8 +81,9 @@ func layoutOf(n *node) layout {
 }
 
 // begin starts on a row group's chunk.
-func (c *columnReader) begin(n *node, k *chunk, src io.ReaderAt, b *budget) error {
+func (c *columnReader) begin(n *node, k *chunk, rows int64, src io.ReaderAt, b *budget) error {
 	c.node, c.budget = n, b
+	c.groupRows, c.values, c.compressed = rows, k.values, k.compressed
 	c.keepLevels = len(n.path) > 1
 	c.defs, c.reps = nil, nil
 	c.from, c.dict, c.dictLen, c.known = nil, entries{}, 0, nil
@@ -87,12 +93,26 @@ func (c *columnReader) begin(n *node, k *chunk, src io.ReaderAt, b *budget) erro
 // clear starts a batch, with room for as many rows as the rest of the chunk may
 // have. The memory of the one before is the caller's.
 func (c *columnReader) clear(rows int) {
+	c.rows = rows
 	c.slots, c.nulls, c.taken = 0, 0, 0
 	c.bits, c.def, c.rep, c.fixed, c.data, c.ends, c.index = nil, nil, nil, nil, nil, nil, nil
-	likely := min(int64(rows), 64*(c.pages.end-c.pages.off)+1024)
+	// The footer may lie; what it says of a chunk is believed as far as its size
+	// makes that likely.
+	likely := int64(rows)
+	if c.node.maxRep() > 0 && c.groupRows > 0 {
+		likely = int64(float64(c.values) / float64(c.groupRows) * float64(rows))
+	}
+	likely = max(0, min(likely, 64*c.compressed+1024, c.budget.limit/16))
+	if c.keepLevels {
+		c.def = make([]byte, 0, likely)
+		if c.node.maxRep() > 0 {
+			c.rep = make([]byte, 0, likely)
+		}
+	}
 	switch layoutOf(c.node) {
 	case layoutFixed:
-		c.fixed = make([]byte, 0, likely*int64(arrowWidth(c.node.dt)))
+		w := int64(max(1, arrowWidth(c.node.dt)))
+		c.fixed = make([]byte, 0, w*min(likely, (256*c.compressed+1<<16)/w))
 	case layoutBytes:
 		c.ends = append(make([]int64, 0, likely+1), 0)
 	case layoutDictionary:
@@ -183,15 +203,18 @@ func (c *columnReader) readNested(rows int) error {
 		// As far as the row after the last that is wanted.
 		n := 0
 		for n < len(c.reps) {
-			if c.reps[n] == 0 {
-				if begun == rows {
-					break
-				}
-				begun++
+			next := bytes.IndexByte(c.reps[n:], 0)
+			if next < 0 {
+				n = len(c.reps)
+				break
 			}
+			if n += next; begun == rows {
+				break
+			}
+			begun++
 			n++
 		}
-		if begun == 0 && n > 0 {
+		if len(c.rep) == 0 && n > 0 && c.reps[0] != 0 {
 			return errors.New("a row begins within a list")
 		}
 		if n > 0 {
@@ -219,10 +242,20 @@ func (c *columnReader) decodeLevels() error {
 	if err := c.pages.rep.levels(c.reps, c.node.maxRep()); err != nil {
 		return fmt.Errorf("repetition levels: %w", err)
 	}
-	if err := c.pages.def.levels(c.defs, c.node.def); err != nil {
+	c.pages.left -= n
+	same, err := c.pages.def.same(c.node.def, n)
+	if err != nil {
 		return fmt.Errorf("definition levels: %w", err)
 	}
-	c.pages.left -= n
+	for i := range same {
+		c.defs[i] = c.node.def
+	}
+	if c.full = same == n; c.full && (before == int(c.node.def) || c.reps[0] == 0) {
+		return nil // every list that goes on has elements
+	}
+	if err := c.pages.def.levels(c.defs[same:], c.node.def); err != nil {
+		return fmt.Errorf("definition levels: %w", err)
+	}
 	for i, r := range c.reps {
 		if r > 0 {
 			need := int(c.node.elemDef[r-1])
@@ -245,6 +278,9 @@ func (c *columnReader) appendLevels(defs, reps []byte) error {
 	}
 	greatest, least := c.node.def, c.node.slotDef
 	n, present := 0, 0
+	if reps != nil && c.full {
+		return c.append(len(defs), len(defs), nil)
+	}
 	if least == 0 {
 		for i, d := range defs {
 			b := byte(boolInt(d == greatest))

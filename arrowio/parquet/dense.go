@@ -138,9 +138,21 @@ func (d *dense) gatherBits(a *array.Boolean, l *leafSlots, spans []span) {
 	clear(d.bits)
 	at := 0
 	l.present(spans, func(from, to int) {
-		bitutil.CopyBitmap(b.Bytes(), off+from, to-from, d.bits, at)
+		copyBits(d.bits, at, b.Bytes(), off+from, to-from)
 		at += to - from
 	})
+}
+
+// copyBits is bitutil.CopyBitmap without what that allocates, which shows where
+// nulls cut the values into short ranges. dst is clear where it writes.
+func copyBits(dst []byte, at int, src []byte, from, n int) {
+	if n >= 512 {
+		bitutil.CopyBitmap(src, from, n, dst, at)
+		return
+	}
+	for i := range n {
+		dst[(at+i)/8] |= src[(from+i)/8] >> ((from + i) % 8) & 1 << ((at + i) % 8)
+	}
 }
 
 func offsets32(d arrow.ArrayData) []int32 {

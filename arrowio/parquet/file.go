@@ -219,7 +219,7 @@ func (s *scan) group(ctx context.Context, i int) iter.Seq2[arrow.RecordBatch, er
 			if s.readers[k] == nil {
 				s.readers[k] = new(columnReader)
 			}
-			if err := s.readers[k].begin(leaf, &g.chunks[k], s.file.source, b); err != nil {
+			if err := s.readers[k].begin(leaf, &g.chunks[k], g.rows, s.file.source, b); err != nil {
 				fault(fmt.Errorf("column %q: %w", leaf.name(), err))
 				return
 			}

@@ -178,11 +178,17 @@ func (r *pageReader) release() {
 	r.held = 0
 }
 
-// expand decompresses src to size bytes, in memory that the next page takes again.
+// expand decompresses src to size bytes, valid until the next page is read.
 func (r *pageReader) expand(src []byte, size int, codec format.CompressionCodec) ([]byte, error) {
+	if codec == format.Uncompressed {
+		if len(src) != size {
+			return nil, wrongSize(len(src), size)
+		}
+		return src, nil
+	}
 	// No page of these grows by more; a header that says so asks for memory that
 	// nothing would fill.
-	if ratio := map[format.CompressionCodec]int{format.Uncompressed: 1, format.Snappy: 64, format.Gzip: 1100, format.Lz4Raw: 256}[codec]; ratio > 0 && size > ratio*(len(src)+64) {
+	if ratio := map[format.CompressionCodec]int{format.Snappy: 64, format.Gzip: 1100, format.Lz4Raw: 256}[codec]; ratio > 0 && size > ratio*(len(src)+64) {
 		return nil, fmt.Errorf("page of %d bytes, decompressed %d", len(src), size)
 	}
 	if err := r.budget.take(r.node, int64(size)); err != nil {
