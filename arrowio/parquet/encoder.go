@@ -22,6 +22,7 @@ type columnEncoder struct {
 	shred    shredder
 	gathered dense
 	entries  dense // of an Arrow dictionary
+	unique   dense // of those, one of each
 	dict     dictionaryBuilder
 	// values are what is encoded: one of the two above. With a dictionary, index has
 	// for each value the entry, and entry i is the value at entryAt[i], or at i.
@@ -169,19 +170,13 @@ func (e *columnEncoder) chooseForDictionary(leaf *node, a *array.Dictionary) (fo
 	if err := e.entries.gather(leaf, &values, values.arr, all); err != nil {
 		return 0, err
 	}
-	e.remap = nil
-	if values.bits != nil { // null entries have no place in the dictionary
-		e.remap = make([]int32, values.arr.Len())
-		next := int32(0)
-		for i := range e.remap {
-			e.remap[i] = next
-			if values.valid(i) {
-				next++
-			}
-		}
-	}
+	e.remap = e.distinct(&values)
 	e.index = indices(e.index, a, l, e.shred.spans, e.remap)
 	d := &e.entries
+	if e.remap != nil { // the distinct entries alone
+		d = &e.unique
+		d.pick(&e.entries, e.dict.first)
+	}
 	if leaf.storage.physical != format.Boolean && leaf.storage.logical.id != logicalNull && d.n <= max(sampleValues, len(e.index)) &&
 		d.plainBytes(0, d.n) <= max(int64(e.config.DictionaryBytes), int64(e.config.PageBytes)) {
 		e.values, e.entryAt, e.entryCount = d, nil, d.n
@@ -191,6 +186,36 @@ func (e *columnEncoder) chooseForDictionary(leaf *node, a *array.Dictionary) (fo
 	e.values = &e.gathered
 	e.values.pick(d, e.index)
 	return e.chooseFor(leaf)
+}
+
+// distinct maps the entries of an Arrow dictionary to those of the Parquet one: it
+// has no nulls, and each value once, since Arrow C++ misreads one that repeats them.
+// It returns nil if they are the same.
+func (e *columnEncoder) distinct(l *leafSlots) []int32 {
+	d := &e.entries
+	if l.none {
+		return nil
+	}
+	e.dict.reset(max(1, d.n))
+	to := make([]int32, d.n)
+	for i := range to {
+		if d.bits != nil { // booleans have no Parquet dictionary
+			to[i], e.dict.first = int32(i), append(e.dict.first, int32(i))
+		} else {
+			to[i], _ = e.dict.add(d, i)
+		}
+	}
+	if len(e.dict.first) == l.arr.Len() {
+		return nil
+	}
+	remap, next := make([]int32, l.arr.Len()), 0
+	for i := range remap {
+		if l.valid(i) {
+			remap[i] = to[next]
+			next++
+		}
+	}
+	return remap
 }
 
 // pick takes values by their index.

@@ -84,7 +84,7 @@ func canBeNull(f arrow.Field, core arrow.DataType, wraps []arrow.DataType) bool 
 			return true
 		}
 	}
-	return f.Nullable || core.ID() == arrow.NULL
+	return f.Nullable || valueType(core).ID() == arrow.NULL
 }
 
 // planWrite lays out the Parquet schema of an Arrow schema.
