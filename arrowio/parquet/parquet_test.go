@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/parquet"
+	"github.com/stokehold/stokehold/internal/arrowtest"
 )
 
 // batch has a column of each supported type, with nulls, not in the order of
@@ -323,17 +325,40 @@ type panicking struct{ *bytes.Reader }
 func (panicking) ReadAt([]byte, int64) (int, error) { panic("index out of range") }
 
 func FuzzRead(f *testing.F) {
-	f.Add(write(f, batch(f, 20)))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		recs, err := parquet.Read(bytes.NewReader(in), int64(len(in)))
-		if err != nil && !errors.Is(err, arrowio.ErrCorrupt) && !errors.Is(err, parquet.ErrUnsupported) {
-			t.Fatal(err)
-		}
-		for _, r := range recs {
-			if err := array.ValidateRecordFull(r); err != nil {
-				t.Fatal(err)
+	for _, rec := range []arrow.RecordBatch{batch(f, 20), nested(f, 20), nested(f, 0)} {
+		for _, c := range []parquet.WriterConfig{{}, {Compression: parquet.Uncompressed, PageBytes: 1024}, {Compression: parquet.Snappy, RowGroupRows: 7}} {
+			var out bytes.Buffer
+			w, err := c.NewWriter(&out, rec.Schema())
+			if err == nil {
+				err = w.Write(rec)
 			}
-			r.Release()
+			if err == nil {
+				err = w.Close()
+			}
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(out.Bytes(), uint8(0))
+			f.Add(out.Bytes(), uint8(3))
+		}
+	}
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(5, 6)))
+	for _, dt := range arrowtest.Leaves() { // a small file of each type
+		if holds(dt) && !losesValues(dt) {
+			rec := g.Batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil), 9)
+			f.Add(write(f, rec), uint8(2))
+			rec.Release()
+		}
+	}
+	pyarrow, err := os.ReadFile("testdata/pyarrow.parquet")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(pyarrow, uint8(0))
+	f.Fuzz(func(t *testing.T, in []byte, rows uint8) {
+		err := readAll(t, in, parquet.ScanOptions{BatchRows: int(rows), MaxBytes: 32 << 20, Concurrency: 1})
+		if err != nil && !acceptable(err) {
+			t.Fatal(err)
 		}
 	})
 }
