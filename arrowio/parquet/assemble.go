@@ -75,6 +75,7 @@ func (a *assembler) list(n *node, f *frame, validity *memory.Buffer, child arrow
 		put = long
 	case arrow.FIXED_SIZE_LIST:
 		return a.fixedList(n, f, validity, child)
+	default:
 	}
 	if f.offsets[f.slots] > math.MaxInt32 && n.dt.ID() != arrow.LARGE_LIST && n.dt.ID() != arrow.LARGE_LIST_VIEW {
 		return nil, overflow(n, "elements", f.offsets[f.slots])

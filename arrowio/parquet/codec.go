@@ -38,14 +38,14 @@ func (c Compression) codec() format.CompressionCodec {
 	}
 }
 
-// compressor appends compressed pages. Not safe for concurrent use.
+// compressor makes compressed pages. Not safe for concurrent use.
 type compressor struct {
 	kind Compression
 	zstd *zstd.Encoder
 	tmp  []byte
 }
 
-func (c *compressor) append(dst, src []byte) ([]byte, error) {
+func (c *compressor) appendPacked(dst, src []byte) ([]byte, error) {
 	switch c.kind {
 	case Zstd:
 		if c.zstd == nil {
@@ -79,7 +79,7 @@ var gzipReaders sync.Pool
 // decompress fills dst, whose length is what the page's header promises, and fails
 // if the page is of any other size. It never writes more than that.
 func decompress(codec format.CompressionCodec, dst, src []byte) error {
-	n := 0
+	var n int
 	switch codec {
 	case format.Snappy:
 		size, err := snappy.DecodedLen(src)

@@ -31,9 +31,7 @@ const maxMiniblock = 1 << 12 // values; writers have 32
 func (d *deltas) reset(b []byte, most int) error {
 	buf := d.buf
 	*d = deltas{b: b, buf: buf[:0]}
-	block, total := d.uvarint(), uint64(0)
-	minis := d.uvarint()
-	total = d.uvarint()
+	block, minis, total := d.uvarint(), d.uvarint(), d.uvarint()
 	u, n := binary.Uvarint(d.b)
 	if n <= 0 || d.truncated {
 		return errors.New("header of deltas ends early")

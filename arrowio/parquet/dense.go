@@ -102,6 +102,19 @@ func (d *dense) gatherFixed(n *node, l *leafSlots, arr arrow.Array, spans []span
 	}
 	s := &n.storage
 	d.n, d.width = l.count(spans), s.width
+	refused := func(i int, why string) error {
+		return &ValueError{Column: n.name(), Type: n.field.Type.String(), Index: int64(i), Hint: why}
+	}
+	at, err := 0, error(nil)
+	l.present(spans, func(from, to int) {
+		if bad, why := invalid(arr.DataType(), src[w*from:w*to]); bad >= 0 && err == nil {
+			err = refused(at+bad, why)
+		}
+		at += to - from
+	})
+	if err != nil {
+		return err
+	}
 	if s.conv == convSame && (len(spans) == 1 && d.n == spans[0].to-spans[0].from || d.n == 0) {
 		if d.n > 0 {
 			d.fixed = src[w*spans[0].from : w*spans[0].to]
@@ -110,14 +123,14 @@ func (d *dense) gatherFixed(n *node, l *leafSlots, arr arrow.Array, spans []span
 	}
 	d.ownFixed = grown(d.ownFixed, d.n*s.width)
 	d.fixed = d.ownFixed
-	at, err := 0, error(nil)
+	at = 0
 	l.present(spans, func(from, to int) {
 		if err != nil {
 			return
 		}
 		end := at + to - from
 		if bad, why := s.toParquet(d.fixed[at*s.width:end*s.width], src[w*from:w*to], w); bad >= 0 {
-			err = &ValueError{Column: n.name(), Type: n.field.Type.String(), Index: int64(at + bad), Hint: why}
+			err = refused(at+bad, why)
 		}
 		at = end
 	})

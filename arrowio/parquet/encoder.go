@@ -249,7 +249,7 @@ func (d *dense) pick(from *dense, index []int32) {
 func (e *columnEncoder) dictionaryPage(entries int) error {
 	h := pageHeader{kind: format.DictionaryPage, values: int32(entries), uncompressed: int32(len(e.page)), encoding: format.Plain}
 	// A dictionary page always is as the chunk's codec says.
-	packed, err := e.compressor.append(e.packed[:0], e.page)
+	packed, err := e.appendPacked(e.packed[:0], e.page)
 	if err != nil {
 		return err
 	}
@@ -353,7 +353,6 @@ func (e *columnEncoder) dataPage(leaf *node, how format.Encoding, at, end, from,
 	}
 	page := encodedPage{offset: int64(len(e.out.body)), firstRow: firstRow, nulls: int64(h.nulls), allNull: from == to}
 	values, err := e.encodeValues(leaf, how, from, to, width)
-	ok := true
 	if err != nil {
 		return err
 	}
@@ -364,7 +363,8 @@ func (e *columnEncoder) dataPage(leaf *node, how format.Encoding, at, end, from,
 		e.out.indexed = false
 	}
 	e.out.bounds.widen(leaf.storage.order, page.bounds)
-	if page.bounds, ok = page.bounds.truncate(); !ok {
+	cut, ok := page.bounds.truncate()
+	if page.bounds = cut; !ok {
 		e.out.indexed = false
 	}
 	page.bounds = page.bounds.clone() // the values' memory is used again
@@ -374,7 +374,7 @@ func (e *columnEncoder) dataPage(leaf *node, how format.Encoding, at, end, from,
 	h.plainValues = true
 	// After a page that did not get smaller, few others are tried.
 	if e.config.Compression != Uncompressed && len(values) > 0 && (e.tried == 0 || e.tried%8 == 0) {
-		if packed, err = e.compressor.append(e.packed[:0], values); err != nil {
+		if packed, err = e.appendPacked(e.packed[:0], values); err != nil {
 			return err
 		}
 		e.packed = packed
@@ -452,6 +452,7 @@ func (e *columnEncoder) encodeValues(leaf *node, how format.Encoding, from, to, 
 		}
 		e.page = append(out, d.data[d.ends[from]:d.ends[to]]...)
 		return e.page, nil
+	default:
 	}
 	if leaf.storage.physical == format.Boolean {
 		e.page = grown(e.page, (to-from+7)/8)

@@ -23,13 +23,12 @@ const (
 
 // metadata is what the reader needs of a file's footer.
 type metadata struct {
-	schema     []element
-	rows       int64
-	groups     []rowGroup
-	keyValues  [][2]string
-	ordered    []bool // by leaf: its statistics follow the type's order
-	hasOrders  bool
-	footerSize int
+	schema    []element
+	rows      int64
+	groups    []rowGroup
+	keyValues [][2]string
+	ordered   []bool // by leaf: its statistics follow the type's order
+	hasOrders bool
 }
 
 // element is a node of the Parquet schema, parents before children.
@@ -101,12 +100,11 @@ type chunk struct {
 // statistics of a column chunk. Values are in Parquet's plain encoding, byte
 // arrays without their length.
 type statistics struct {
-	min, max           []byte // nil if absent
-	oldMin, oldMax     []byte // of deprecated fields, whose order is that of signed integers
-	nulls              int64  // -1 if absent
-	inexactMin, exact  bool   // exact: the flags are there, and say that both are values of the column
-	flagMin, flagMax   bool
-	inexactMax, hasAny bool
+	min, max               []byte // nil if absent
+	oldMin, oldMax         []byte // of deprecated fields, whose order is that of signed integers
+	nulls                  int64  // -1 if absent
+	exactMin, exactMax     bool   // the file says that they are values of the column
+	inexactMin, inexactMax bool   // it says that they are not
 }
 
 // readMetadata reads the footer of a file of size bytes.
@@ -129,7 +127,6 @@ func readMetadata(r io.ReaderAt, size int64) (*metadata, error) {
 	if n > size-12 || n > maxFooterBytes {
 		return nil, fmt.Errorf("footer of %d bytes in a file of %d", n, size)
 	}
-	// Head and footer in one read where the file is small.
 	var head [4]byte
 	if err := readAt(r, head[:], 0); err != nil {
 		return nil, err
@@ -141,7 +138,7 @@ func readMetadata(r io.ReaderAt, size int64) (*metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &metadata{footerSize: int(n)}
+	m := &metadata{}
 	c := &compact{b: footer}
 	m.decode(c)
 	if c.err != nil {
@@ -243,8 +240,6 @@ func decodeElement(c *compact) (e element) {
 			c.skip()
 		}
 	})
-	// Nothing shorter than a name is a node: a list of empty ones would take much
-	// more memory than its bytes.
 	if c.err == nil && e.leaf && e.children != 0 {
 		c.fail(fmt.Errorf("column %.80q is of type %v and has %d children", e.name, e.physical, e.children))
 	}
@@ -353,14 +348,15 @@ func decodeColumnMetadata(c *compact, k *chunk) {
 			case 6:
 				s.min = present(c.bytes())
 			case 7:
-				s.inexactMax, s.flagMax = !c.bool(), true
+				s.exactMax = c.bool()
+				s.inexactMax = !s.exactMax
 			case 8:
-				s.inexactMin, s.flagMin = !c.bool(), true
+				s.exactMin = c.bool()
+				s.inexactMin = !s.exactMin
 			default:
 				c.skip()
 			}
 		})
-		s.exact = s.flagMin && s.flagMax && !s.inexactMin && !s.inexactMax
 	default:
 		c.skip()
 	}

@@ -341,6 +341,7 @@ func (n *node) retype(like arrow.DataType) {
 		default:
 			n.dt = arrow.ListOfField(elem)
 		}
+	default: // its type is its own
 	}
 	n.field.Type, n.wraps = rewrap(n.wraps, n.dt)
 }

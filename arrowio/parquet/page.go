@@ -268,7 +268,7 @@ func (r *pageReader) version2(h *pageHeader, body []byte) error {
 }
 
 func (r *pageReader) dictionary(h *pageHeader, body []byte) error {
-	if h.encoding != format.Plain && h.encoding != format.PlainDictionary {
+	if h.encoding != format.Plain && h.encoding != plainDictionary {
 		return fmt.Errorf("encoded as %v", h.encoding)
 	}
 	page, err := r.expand(body, int(h.uncompressed), r.codec)

@@ -178,7 +178,7 @@ func (f *File) bounds(leaf *node, k *chunk) (lo, hi []byte, exact, ok bool) {
 	case orderFloat16, orderFloat32, orderFloat64: // NaN is in no statistics
 		exact = false
 	case orderBytes: // may have been cut
-		exact = s.exact
+		exact = s.exactMin && s.exactMax
 	default:
 		exact = !s.inexactMin && !s.inexactMax
 	}
@@ -189,7 +189,7 @@ var errWrongType = errors.New("it cannot be compared with a value of this type")
 
 // checkValue reports whether a column can be compared with a value.
 func checkValue(leaf *node, v any) error {
-	ok := false
+	var ok bool
 	switch t := valueType(leaf.dt).(type) {
 	case *arrow.BooleanType:
 		_, ok = v.(bool)

@@ -253,7 +253,7 @@ func TestPruningKeepsWhatMatches(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range n {
-			matches := false
+			var matches bool
 			switch {
 			case op == parquet.IsNull || rec.Column(0).IsNull(i):
 				matches = op == parquet.IsNull && rec.Column(0).IsNull(i)

@@ -235,6 +235,7 @@ func arrowWidth(dt arrow.DataType) int {
 	return 0
 }
 
+//nolint:gochecknoglobals // the byte order of the format, which has no type to name
 var little = binary.LittleEndian
 
 // toParquet converts as many values as dst holds. It returns the index of the
@@ -284,11 +285,11 @@ func (s *storage) toParquet(dst, src []byte, from int) (bad int, why string) {
 			little.PutUint32(dst[4*i:], uint32(v/millisPerDay))
 		}
 	case convSigned:
-		return resize(dst, src, s.width, from), "it has more digits than the decimal's precision"
+		return resize(dst, src, s.width, from), tooManyDigits
 	case convBigEndian:
 		n := len(dst) / s.width
 		if bad := resize(dst, src, s.width, from); bad >= 0 {
-			return bad, "it has more digits than the decimal's precision"
+			return bad, tooManyDigits
 		}
 		for i := range n {
 			slices.Reverse(dst[s.width*i : s.width*(i+1)])
@@ -318,6 +319,7 @@ func (s *storage) toParquet(dst, src []byte, from int) (bad int, why string) {
 			copy(dst[12*i:], src[16*i:16*i+8])
 			little.PutUint32(dst[12*i+8:], uint32(nanos/1_000_000))
 		}
+	default: // nothing is written as INT96
 	}
 	return -1, ""
 }

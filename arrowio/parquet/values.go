@@ -9,6 +9,10 @@ import (
 	"github.com/parquet-go/parquet-go/format"
 )
 
+// plainDictionary is what older writers call PLAIN in a dictionary page and
+// RLE_DICTIONARY in a data page.
+const plainDictionary format.Encoding = 2
+
 var errFewValues = errors.New("page has fewer values than its levels say")
 
 // pageValues are the values of a page, as many at a time as are asked for.
@@ -38,7 +42,7 @@ func (p *pageValues) reset(n *node, how format.Encoding, raw []byte, most int, d
 	wrong := func() error { return fmt.Errorf("values of type %v encoded as %v", physical, how) }
 	switch how {
 	case format.Plain:
-	case format.PlainDictionary, format.RLEDictionary:
+	case plainDictionary, format.RLEDictionary:
 		p.encoding = format.RLEDictionary
 		if physical == format.Boolean {
 			return wrong()
@@ -120,6 +124,16 @@ func valueType(dt arrow.DataType) arrow.DataType {
 
 // fixed fills dst with values of fixed width, as Arrow has them.
 func (p *pageValues) fixed(dst []byte) error {
+	if err := p.decodeFixed(dst); err != nil || p.encoding == format.RLEDictionary {
+		return err // entries were checked before
+	}
+	if bad, why := invalid(valueType(p.node.dt), dst); bad >= 0 {
+		return fmt.Errorf("value %x of type %s: %s", dst[bad*p.arrow:(bad+1)*p.arrow], valueType(p.node.dt), why)
+	}
+	return nil
+}
+
+func (p *pageValues) decodeFixed(dst []byte) error {
 	n := len(dst) / p.arrow
 	if p.encoding == format.RLEDictionary {
 		p.picked = grown(p.picked, n)
