@@ -1,16 +1,16 @@
-// Package parquet stores Arrow record batches as Parquet files and reads them
-// back, column by column, through github.com/parquet-go/parquet-go.
+// Package parquet stores Arrow record batches as Parquet files and reads files of
+// any writer, column by column and page by page. docs/PARQUET.md has the types, the
+// limits and what is guaranteed.
 //
-// One batch becomes one row group, compressed with zstd, and is read back as one
-// batch: memory in use is bounded by the largest row group. The Arrow schema is
-// stored in the file's metadata as other Arrow implementations do
-// ("ARROW:schema"), so that a round trip gives the same schema, metadata
-// included, and pyarrow reads the same types.
+// One batch becomes one row group and is read back as one batch, bit for bit: the
+// Arrow schema is stored in the file's metadata as other Arrow implementations do
+// ("ARROW:schema"), so that pyarrow reads the same types. What Parquet cannot hold
+// is an *UnsupportedError or a *ValueError.
 //
-// Types: bool, signed and unsigned integers of 8 to 64 bits, float32 and float64,
-// utf8 and large_utf8, binary and large_binary, date32, timestamps in ms, us and
-// ns, and dictionaries of utf8 or large_utf8. Anything else is an
-// *UnsupportedError naming the column. A dictionary is rebuilt when it is read,
-// in the order in which values first appear in the row group: the values are the
-// same, the indices may not be.
+// Reading trusts nothing: what is wrong with a file is an error that wraps
+// arrowio.ErrCorrupt, and a batch takes no more memory than ScanOptions.MaxBytes.
+//
+// The footer's structures, the run-length, delta and bit-packing kernels are those
+// of github.com/parquet-go/parquet-go; pages are made and read here (docs/decisions,
+// 30).
 package parquet
