@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 
 	"github.com/minio/minio-go/v7"
@@ -34,19 +35,21 @@ var (
 
 var errStalled = errors.New("no progress within the stall timeout")
 
-// fail says what happened in one line, with a sentinel for what can be done.
-func (s *Store) fail(op, key string, err error) error {
+// fail says what happened in one line, with a sentinel for what can be done. Only
+// ctx says whether the caller gave up: timeouts of the connection look alike.
+func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 	what := s.Bucket
 	if key != "" {
 		what = s.URI(key)
 	}
 	failed := func(kind error, hint string) error {
-		return fmt.Errorf("s3: %s %s: %w: %s: %w (%s)", op, what, kind, s.Endpoint, err, hint)
+		// Not wrapped: a timeout of the connection would pass for the caller's.
+		return fmt.Errorf("s3: %s %s: %w: %s: %v (%s)", op, what, kind, s.Endpoint, err, hint) //nolint:errorlint // see above
 	}
 	var res minio.ErrorResponse
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("s3: %s %s: %w", op, what, err)
+	case ctx.Err() != nil:
+		return fmt.Errorf("s3: %s %s: %w", op, what, ctx.Err())
 	case isTLS(err):
 		return failed(ErrTLS, "name the authority's certificate in CAFile, or the client's in ClientCert and ClientKey")
 	case !errors.As(err, &res):
@@ -84,7 +87,10 @@ func isTLS(err error) bool {
 		unknown x509.UnknownAuthorityError
 		name    x509.HostnameError
 		record  tls.RecordHeaderError
-		alert   tls.AlertError
+		alert   *net.OpError
 	)
-	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &name) || errors.As(err, &record) || errors.As(err, &alert)
+	if errors.As(err, &alert) && alert.Op == "remote error" { // how crypto/tls reports what the other side refuses
+		return true
+	}
+	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &name) || errors.As(err, &record)
 }

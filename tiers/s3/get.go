@@ -45,7 +45,7 @@ func (s *Store) Get(ctx context.Context, key string) ([]byte, error) {
 		}
 	}
 	if err != nil {
-		return nil, s.fallible("get", key, err)
+		return nil, s.fallible(ctx, "get", key, err)
 	}
 	return body, nil
 }
@@ -67,17 +67,17 @@ func (s *Store) ReadRange(ctx context.Context, key string, offset int64, dst []b
 		return n, io.EOF
 	}
 	if err != nil {
-		return n, s.fallible("read", key, err)
+		return n, s.fallible(ctx, "read", key, err)
 	}
 	return n, nil
 }
 
 // fallible is fail for errors that may be of our own making.
-func (s *Store) fallible(op, key string, err error) error {
+func (s *Store) fallible(ctx context.Context, op, key string, err error) error {
 	if errors.Is(err, arrowio.ErrCorrupt) || errors.Is(err, tiers.ErrTooLarge) {
 		return fmt.Errorf("s3: %s %s: %w", op, s.URI(key), err)
 	}
-	return s.fail(op, key, err)
+	return s.fail(ctx, op, key, err)
 }
 
 // download reads an object or a range of it, in as many requests as it takes.

@@ -60,10 +60,10 @@ func (s *Store) Probe(ctx context.Context) (tiers.Guarantees, error) {
 	for i, step := range steps {
 		err := step.run(ctx)
 		if ctx.Err() != nil || i == 0 && err != nil {
-			return p.found, s.fail("probe ("+step.name+")", p.dir, errors.Join(err, ctx.Err()))
+			return p.found, s.fail(ctx, "probe ("+step.name+")", p.dir, errors.Join(err, ctx.Err()))
 		}
 		if err != nil {
-			p.found.Notes = append(p.found.Notes, step.name+": "+s.fail("probe", p.dir, err).Error())
+			p.found.Notes = append(p.found.Notes, step.name+": "+s.fail(ctx, "probe", p.dir, err).Error())
 		}
 	}
 	p.found.Probed = time.Now().UTC()

@@ -52,7 +52,7 @@ func (s *Store) put(ctx context.Context, op, key string, body []byte, ifAbsent b
 		return fmt.Errorf("s3: %s %s of %d bytes, at most %d: %w", op, s.URI(key), len(body), s.MaxObjectBytes, tiers.ErrTooLarge)
 	}
 	if err := ctx.Err(); err != nil {
-		return s.fail(op, key, err)
+		return s.fail(ctx, op, key, err)
 	}
 	u := upload{Store: s, key: key, body: body, ifAbsent: ifAbsent}
 	u.sum, u.summed = tiers.KeySum(key)
@@ -66,7 +66,7 @@ func (s *Store) put(ctx context.Context, op, key string, body []byte, ifAbsent b
 		return fmt.Errorf("s3: %s %s: %w", op, s.URI(key), tiers.ErrExists)
 	}
 	if err != nil {
-		return s.fallible(op, key, err)
+		return s.fallible(ctx, op, key, err)
 	}
 	return nil
 }

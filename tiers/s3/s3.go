@@ -92,7 +92,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 func (s *Store) findBucket(ctx context.Context) error {
 	ok, err := s.client.BucketExists(ctx, s.Bucket)
 	if err != nil {
-		return s.fail("open", "", err)
+		return s.fail(ctx, "open", "", err)
 	}
 	if !ok && !s.CreateBucket {
 		return fmt.Errorf("s3: open: %w: %s at %s (create it, or let CreateBucket do so)", ErrBucket, s.Bucket, s.Endpoint)
@@ -101,7 +101,7 @@ func (s *Store) findBucket(ctx context.Context) error {
 		err := s.client.MakeBucket(ctx, s.Bucket, minio.MakeBucketOptions{Region: s.Region})
 		code := minio.ToErrorResponse(err).Code
 		if err != nil && code != minio.BucketAlreadyOwnedByYou && code != minio.BucketAlreadyExists {
-			return s.fail("create bucket", "", err)
+			return s.fail(ctx, "create bucket", "", err)
 		}
 	}
 	return nil
@@ -121,7 +121,7 @@ func (s *Store) URI(key string) string { return arrowio.S3URI(s.Bucket, key) }
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	s.wire.seen.Store(false)
 	if _, err := s.client.BucketExists(ctx, s.Bucket); err != nil {
-		return time.Time{}, s.fail("ask for the time", "", err)
+		return time.Time{}, s.fail(ctx, "ask for the time", "", err)
 	}
 	if !s.wire.seen.Load() {
 		return time.Time{}, fmt.Errorf("s3: ask for the time: %w: %s answers without a Date", ErrUnavailable, s.Endpoint)
@@ -136,11 +136,11 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return s.fail("delete", key, err)
+		return s.fail(ctx, "delete", key, err)
 	}
 	err := s.client.RemoveObject(ctx, s.Bucket, key, minio.RemoveObjectOptions{})
 	if err != nil && minio.ToErrorResponse(err).Code != minio.NoSuchKey {
-		return s.fail("delete", key, err)
+		return s.fail(ctx, "delete", key, err)
 	}
 	return nil
 }
@@ -152,7 +152,7 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[tiers.ObjectI
 		defer cancel()
 		for o := range s.client.ListObjectsIter(ctx, s.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
 			if o.Err != nil {
-				yield(tiers.ObjectInfo{}, s.fail("list", prefix, o.Err))
+				yield(tiers.ObjectInfo{}, s.fail(ctx, "list", prefix, o.Err))
 				return
 			}
 			if strings.HasSuffix(o.Key, "/") { // a directory, as gateways over file systems list them
@@ -163,7 +163,7 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[tiers.ObjectI
 			}
 		}
 		if err := ctx.Err(); err != nil {
-			yield(tiers.ObjectInfo{}, s.fail("list", prefix, err))
+			yield(tiers.ObjectInfo{}, s.fail(ctx, "list", prefix, err))
 		}
 	}
 }

@@ -58,7 +58,7 @@ func (s *Store) sweepUploads(ctx context.Context, before time.Time) (removed int
 	for {
 		page, err := s.client.ListMultipartUploads(ctx, s.Bucket, "", keyMarker, idMarker, "", uploadsPerPage)
 		if err != nil {
-			return removed, s.fail("list uploads", "", err)
+			return removed, s.fail(ctx, "list uploads", "", err)
 		}
 		for _, u := range page.Uploads {
 			if !u.Initiated.Before(before) {
@@ -66,7 +66,7 @@ func (s *Store) sweepUploads(ctx context.Context, before time.Time) (removed int
 			}
 			err := s.client.AbortMultipartUpload(ctx, s.Bucket, u.Key, u.UploadID)
 			if err != nil && minio.ToErrorResponse(err).Code != minio.NoSuchUpload {
-				return removed, s.fail("abort upload", u.Key, err)
+				return removed, s.fail(ctx, "abort upload", u.Key, err)
 			}
 			removed++
 		}
@@ -82,7 +82,7 @@ func (s *Store) sweepUploads(ctx context.Context, before time.Time) (removed int
 func (s *Store) sweepVersions(ctx context.Context, before time.Time) (removed int, err error) {
 	remove := func(o minio.ObjectInfo) error {
 		err := s.client.RemoveObject(ctx, s.Bucket, o.Key, minio.RemoveObjectOptions{VersionID: o.VersionID})
-		if err = s.removed(o.Key, err); err == nil {
+		if err = s.removed(ctx, o.Key, err); err == nil {
 			removed++
 		}
 		return err
@@ -100,7 +100,7 @@ func (s *Store) sweepVersions(ctx context.Context, before time.Time) (removed in
 	key := ""
 	for o := range s.client.ListObjectsIter(ctx, s.Bucket, minio.ListObjectsOptions{WithVersions: true, Recursive: true}) {
 		if o.Err != nil {
-			return removed, s.fail("list versions", "", o.Err)
+			return removed, s.fail(ctx, "list versions", "", o.Err)
 		}
 		if o.Key != key {
 			if err := flush(); err != nil {
@@ -121,16 +121,16 @@ func (s *Store) sweepVersions(ctx context.Context, before time.Time) (removed in
 		newer = o.LastModified
 	}
 	if err := ctx.Err(); err != nil {
-		return removed, s.fail("list versions", "", err)
+		return removed, s.fail(ctx, "list versions", "", err)
 	}
 	return removed, flush()
 }
 
-func (s *Store) removed(key string, err error) error {
+func (s *Store) removed(ctx context.Context, key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if err = s.fail("remove version", key, err); errors.Is(err, tiers.ErrNotFound) {
+	if err = s.fail(ctx, "remove version", key, err); errors.Is(err, tiers.ErrNotFound) {
 		return nil
 	}
 	return err
