@@ -10,6 +10,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/internal/arrowtest"
 )
 
 // perValue is how many values one value of an array may stand for at most: views
@@ -41,7 +42,7 @@ func walkable(rec arrow.RecordBatch) bool {
 // FuzzDecode holds that nothing read of a batch that passed validation panics,
 // and that framing it again gives a frame that stays as it is.
 func FuzzDecode(f *testing.F) {
-	g := &filler{r: rand.New(rand.NewPCG(9, 10))}
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(9, 10)))
 	fields := append([]arrow.Field{}, unknown()...)
 	for _, types := range [][]arrow.DataType{leaves(), canonical(), nests(arrow.PrimitiveTypes.Int16), nests(arrow.BinaryTypes.String)} {
 		for _, dt := range types {
@@ -50,7 +51,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	for _, field := range fields {
 		for _, rows := range []int{0, 5} {
-			rec := g.batch(arrow.NewSchema([]arrow.Field{field}, nil), rows)
+			rec := g.Batch(arrow.NewSchema([]arrow.Field{field}, nil), rows)
 			f.Add(encode(f, rec))
 			rec.Release()
 		}

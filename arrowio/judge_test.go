@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/internal/arrowtest"
 	"github.com/stokehold/stokehold/internal/pythontest"
 	"github.com/stokehold/stokehold/internal/talk"
 )
@@ -171,11 +172,11 @@ func (j *judge) thereAndBack(t fataler, rec arrow.RecordBatch) {
 func TestPyarrow(t *testing.T) {
 	j := startJudge(t)
 	t.Run("every type", func(t *testing.T) {
-		g := &filler{r: rand.New(rand.NewPCG(3, 4))}
+		g := arrowtest.NewFiller(rand.New(rand.NewPCG(3, 4)))
 		for i, f := range everyType() {
 			t.Run(fmt.Sprint(i, " ", f.Name), func(t *testing.T) {
 				for _, rows := range []int{0, 21} {
-					rec := g.batch(arrow.NewSchema([]arrow.Field{f}, nil), rows)
+					rec := g.Batch(arrow.NewSchema([]arrow.Field{f}, nil), rows)
 					defer rec.Release()
 					j.thereAndBack(t, rec)
 				}
@@ -185,7 +186,7 @@ func TestPyarrow(t *testing.T) {
 	// These are all that pyarrow has no class for; every other type is compared above.
 	for _, dt := range noClass() {
 		t.Run("no class for "+dt.String(), func(t *testing.T) {
-			rec := (&filler{r: rand.New(rand.NewPCG(5, 6))}).batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil), 3)
+			rec := arrowtest.NewFiller(rand.New(rand.NewPCG(5, 6))).Batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil), 3)
 			defer rec.Release()
 			if v, _ := j.ask(t, encode(t, rec), values(t, rec)); !v.Valid || !strings.HasPrefix(v.Error, "KeyError") {
 				t.Errorf("pyarrow has one now? valid %v, error %q: then take the type off the list", v.Valid, v.Error)
@@ -255,21 +256,22 @@ func testForeign(t *testing.T, j *judge) {
 // testDamaged holds that what Decode accepts of frames in which something was
 // changed at random, pyarrow finds valid.
 func testDamaged(t *testing.T, j *judge) {
-	g := &filler{r: rand.New(rand.NewPCG(11, 12))}
+	r := rand.New(rand.NewPCG(11, 12))
+	g := arrowtest.NewFiller(r)
 	accepted, refused := 0, 0
 	for _, f := range everyType()[:300] {
-		rec := g.batch(arrow.NewSchema([]arrow.Field{f}, nil), 5)
+		rec := g.Batch(arrow.NewSchema([]arrow.Field{f}, nil), 5)
 		good := encode(t, rec)
 		rec.Release()
 		for range 10 {
 			frame := onItsOwn(good)
 			body := last(frame)
-			where := [][]byte{body.Body, body.Body, body.Meta}[g.r.IntN(3)]
+			where := [][]byte{body.Body, body.Body, body.Meta}[r.IntN(3)]
 			if len(where) == 0 {
 				where = body.Meta
 			}
-			at := g.r.IntN(len(where))
-			where[at] = []byte{where[at] ^ 1, where[at] + 1, 0xff, 0, 0x80}[g.r.IntN(5)]
+			at := r.IntN(len(where))
+			where[at] = []byte{where[at] ^ 1, where[at] + 1, 0xff, 0, 0x80}[r.IntN(5)]
 			got, err := arrowio.Decode(frame, nil)
 			if err != nil {
 				refused++

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/internal/arrowtest"
 )
 
 // fataler is what *testing.T and *rapid.T share.
@@ -129,11 +130,11 @@ func everyType() []arrow.Field {
 // TestEveryTypeStaysAsItIs frames each type by itself, whole and sliced, with few
 // rows and none.
 func TestEveryTypeStaysAsItIs(t *testing.T) {
-	g := &filler{r: rand.New(rand.NewPCG(1, 2))}
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(1, 2)))
 	for i, f := range everyType() {
 		t.Run(fmt.Sprint(i, " ", f.Name), func(t *testing.T) {
 			for _, rows := range []int{0, 1, 40} {
-				rec := g.batch(arrow.NewSchema([]arrow.Field{{Name: "before", Type: arrow.BinaryTypes.String}, f, {Name: "after", Type: arrow.PrimitiveTypes.Int8}}, nil), rows)
+				rec := g.Batch(arrow.NewSchema([]arrow.Field{{Name: "before", Type: arrow.BinaryTypes.String}, f, {Name: "after", Type: arrow.PrimitiveTypes.Int8}}, nil), rows)
 				roundTrip(t, rec)
 				cut := rec.NewSlice(int64(rows/3), int64(rows-rows/4))
 				roundTrip(t, cut)
@@ -169,7 +170,7 @@ func TestEncodeRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			schema := arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil)
-			rec := (&filler{r: rand.New(rand.NewPCG(7, 8))}).batch(schema, 3)
+			rec := arrowtest.NewFiller(rand.New(rand.NewPCG(7, 8))).Batch(schema, 3)
 			defer rec.Release()
 			if _, err := arrowio.Encode(rec, nil); !errors.Is(err, arrowio.ErrUnsupported) {
 				t.Error(err)
@@ -177,7 +178,7 @@ func TestEncodeRefuses(t *testing.T) {
 		})
 	}
 	t.Run("65 deep", func(t *testing.T) {
-		rec := (&filler{r: rand.New(rand.NewPCG(7, 8))}).batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: deep}}, nil), 3)
+		rec := arrowtest.NewFiller(rand.New(rand.NewPCG(7, 8))).Batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: deep}}, nil), 3)
 		defer rec.Release()
 		if _, err := arrowio.Encode(rec, nil); err == nil || !strings.Contains(err.Error(), "deep") {
 			t.Error(err)

@@ -1,442 +1,736 @@
 package parquet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"unsafe"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/bitutil"
 	"github.com/apache/arrow-go/v18/arrow/memory"
-	pq "github.com/parquet-go/parquet-go"
-	"github.com/parquet-go/parquet-go/encoding"
+	"github.com/parquet-go/parquet-go/format"
 )
 
-// readColumn reads a column chunk as one array of the field's type. Memory grows
-// with the pages that are really there, not with what the footer promises.
-func readColumn(chunk pq.ColumnChunk, f arrow.Field, rows int64) (arrow.Array, error) {
-	sink, err := sinkFor(f.Type)
-	if err != nil {
-		return nil, err
+// chunkEntries is how many entries are decoded at once: their levels stay in the
+// processor's cache.
+const chunkEntries = 4096
+
+// columnReader reads a leaf of one row group after the other, some rows at a time.
+type columnReader struct {
+	node   *node
+	pages  pageReader
+	budget *budget
+
+	groupRows, values, compressed int64 // what the footer says of the chunk
+
+	// Levels that were decoded and belong to rows not yet asked for.
+	defs, reps []byte
+	full       bool // all of defs are the greatest
+	defBuf     [chunkEntries]byte
+	repBuf     [chunkEntries]byte
+	flags      [chunkEntries]byte // of slots: 1 if there is a value
+
+	// The batch being read.
+	rows         int
+	slots, nulls int
+	bits         []byte // validity, nil while there are no nulls
+	def, rep     []byte // levels of all entries, if somebody above needs them
+	keepLevels   bool
+	fixed        []byte
+	data         []byte
+	ends         []int64
+	index        []int32
+	taken        int64 // of the budget
+
+	// Of a dictionary column.
+	known   map[string]int32
+	dict    entries
+	dictLen int
+	from    *dictionaryPage // that dict and its numbering are
+}
+
+// layout is how a column's values lie in memory.
+type layout uint8
+
+const (
+	layoutFixed layout = iota
+	layoutBool
+	layoutBytes
+	layoutDictionary
+	layoutNull
+)
+
+func layoutOf(n *node) layout {
+	switch {
+	case n.dt.ID() == arrow.DICTIONARY:
+		return layoutDictionary
+	case n.dt.ID() == arrow.NULL:
+		return layoutNull
+	case n.storage.physical == format.Boolean:
+		return layoutBool
+	case n.storage.physical == format.ByteArray:
+		return layoutBytes
+	default:
+		return layoutFixed
 	}
-	v := validity{}
-	pages := chunk.Pages()
-	defer func() { _ = pages.Close() }() // it only gives buffers back
+}
+
+// begin starts on a row group's chunk.
+func (c *columnReader) begin(n *node, k *chunk, rows int64, src io.ReaderAt, b *budget) error {
+	c.node, c.budget = n, b
+	c.groupRows, c.values, c.compressed = rows, k.values, k.compressed
+	c.keepLevels = len(n.path) > 1
+	c.defs, c.reps = nil, nil
+	c.from, c.dict, c.dictLen, c.known = nil, entries{}, 0, nil
+	return c.pages.open(n, k, src, b)
+}
+
+// clear starts a batch, with room for as many rows as the rest of the chunk may
+// have. The memory of the one before is the caller's.
+func (c *columnReader) clear(rows int) {
+	c.rows = rows
+	c.slots, c.nulls, c.taken = 0, 0, 0
+	c.bits, c.def, c.rep, c.fixed, c.data, c.ends, c.index = nil, nil, nil, nil, nil, nil, nil
+	// The footer may lie; what it says of a chunk is believed as far as its size
+	// makes that likely.
+	likely := int64(rows)
+	if c.node.maxRep() > 0 && c.groupRows > 0 {
+		likely = int64(float64(c.values) / float64(c.groupRows) * float64(rows))
+	}
+	likely = max(0, min(likely, 64*c.compressed+1024, c.budget.limit/16))
+	if c.keepLevels {
+		c.def = make([]byte, 0, likely)
+		if c.node.maxRep() > 0 {
+			c.rep = make([]byte, 0, likely)
+		}
+	}
+	switch layoutOf(c.node) {
+	case layoutFixed:
+		w := int64(max(1, arrowWidth(c.node.dt)))
+		c.fixed = make([]byte, 0, w*min(likely, (256*c.compressed+1<<16)/w))
+	case layoutBytes:
+		c.ends = append(make([]int64, 0, likely+1), 0)
+	case layoutDictionary:
+		c.index = make([]int32, 0, likely)
+	default:
+	}
+}
+
+// read reads that many rows.
+func (c *columnReader) read(rows int) error {
+	c.clear(rows)
+	if c.node.maxRep() > 0 {
+		return c.readNested(rows)
+	}
+	for rows > 0 {
+		if c.pages.left == 0 {
+			if err := c.nextPage(); err != nil {
+				return err
+			}
+		}
+		n, err := c.readFlat(min(rows, c.pages.left))
+		if err != nil {
+			return err
+		}
+		rows -= n
+		c.pages.left -= n
+	}
+	return nil
+}
+
+func (c *columnReader) nextPage() error {
+	err := c.pages.next()
+	if errors.Is(err, io.EOF) {
+		return errors.New("fewer values than the row group has rows")
+	}
+	return err
+}
+
+func (c *columnReader) take(bytes int64) error {
+	c.taken += bytes
+	return c.budget.take(c.node, bytes)
+}
+
+// readFlat reads up to n entries, a row each, of the current page.
+func (c *columnReader) readFlat(n int) (int, error) {
+	greatest := c.node.def
+	if greatest == 0 {
+		n = min(n, 16*chunkEntries)
+		return n, c.append(n, n, nil)
+	}
+	if k, err := c.pages.def.same(greatest, min(n, 16*chunkEntries)); err != nil || k > 0 {
+		if err != nil {
+			return 0, err
+		}
+		if c.keepLevels {
+			if err := c.take(int64(k)); err != nil {
+				return 0, err
+			}
+			c.def = appendRepeated(c.def, greatest, k)
+		}
+		return k, c.append(k, k, nil)
+	}
+	n = min(n, chunkEntries)
+	defs := c.defBuf[:n]
+	if err := c.pages.def.levels(defs, greatest); err != nil {
+		return 0, err
+	}
+	return n, c.appendLevels(defs, nil)
+}
+
+// readNested reads whole rows.
+func (c *columnReader) readNested(rows int) error {
+	begun := 0
 	for {
-		page, err := pages.ReadPage()
-		if errors.Is(err, io.EOF) {
+		if len(c.defs) == 0 {
+			if c.pages.left == 0 {
+				if begun == rows && c.pages.entries == 0 {
+					break
+				}
+				if err := c.nextPage(); err != nil {
+					return err
+				}
+			}
+			if err := c.decodeLevels(); err != nil {
+				return err
+			}
+		}
+		// As far as the row after the last that is wanted.
+		n := 0
+		for n < len(c.reps) {
+			next := bytes.IndexByte(c.reps[n:], 0)
+			if next < 0 {
+				n = len(c.reps)
+				break
+			}
+			if n += next; begun == rows {
+				break
+			}
+			begun++
+			n++
+		}
+		if len(c.rep) == 0 && n > 0 && c.reps[0] != 0 {
+			return errors.New("a row begins within a list")
+		}
+		if n > 0 {
+			if err := c.appendLevels(c.defs[:n], c.reps[:n]); err != nil {
+				return err
+			}
+		}
+		stop := n < len(c.reps)
+		c.defs, c.reps = c.defs[n:], c.reps[n:]
+		if stop {
 			break
 		}
-		if err != nil {
-			return nil, err
-		}
-		err = readPage(page, sink, &v, rows)
-		pq.Release(page)
-		if err != nil {
-			return nil, err
-		}
-	}
-	if int64(v.rows) != rows {
-		return nil, fmt.Errorf("%d values, the row group has %d rows", v.rows, rows)
-	}
-	if v.nulls > 0 && !f.Nullable {
-		return nil, fmt.Errorf("%d nulls in a column that is not nullable", v.nulls)
-	}
-	return sink.array(f.Type, &v)
-}
-
-func readPage(page pq.Page, sink sink, v *validity, rows int64) error {
-	levels, n := page.DefinitionLevels(), int(page.NumValues())
-	if len(levels) != 0 && len(levels) != n {
-		return fmt.Errorf("page of %d values has %d levels", n, len(levels))
-	}
-	if int64(v.rows)+int64(n) > rows {
-		return fmt.Errorf("more values than the %d rows of the row group", rows)
-	}
-	present := n
-	if len(levels) != 0 {
-		present = v.levels(levels)
-	} else {
-		v.all(n)
-	}
-	data := page.Data()
-	if dict := page.Dictionary(); dict != nil {
-		index := data.Int32()
-		if len(index) < present {
-			return fmt.Errorf("page has %d values, %d are stated", len(index), present)
-		}
-		return sink.indexed(dict, index[:present], levels, n)
-	}
-	return sink.plain(data, present, levels, n)
-}
-
-// validity is the validity bitmap being built; it has no bits while there is no
-// null.
-type validity struct {
-	rows, nulls int
-	bits        []byte
-}
-
-func (v *validity) all(n int) {
-	if v.bits != nil {
-		v.grow(n)
-		bitutil.SetBitsTo(v.bits, int64(v.rows), int64(n), true)
-	}
-	v.rows += n
-}
-
-func (v *validity) levels(levels []byte) (present int) {
-	for _, l := range levels {
-		present += int(l & 1)
-	}
-	if present == len(levels) {
-		v.all(present)
-		return present
-	}
-	if v.bits == nil {
-		v.bits = make([]byte, bitutil.CeilByte(v.rows)/8)
-		bitutil.SetBitsTo(v.bits, 0, int64(v.rows), true)
-	}
-	v.grow(len(levels))
-	for i, l := range levels {
-		bitutil.SetBitTo(v.bits, v.rows+i, l == 1)
-	}
-	v.rows += len(levels)
-	v.nulls += len(levels) - present
-	return present
-}
-
-func (v *validity) grow(n int) {
-	if need := bitutil.CeilByte(v.rows+n) / 8; need > len(v.bits) {
-		v.bits = append(v.bits, make([]byte, need-len(v.bits))...)
-	}
-}
-
-func (v *validity) buffer() *memory.Buffer {
-	if v.bits == nil {
-		return nil
-	}
-	return memory.NewBufferBytes(v.bits)
-}
-
-// sink collects a column's values. levels is empty or has n entries, 1 where a
-// value is present; index and data hold the present values only.
-type sink interface {
-	plain(data encoding.Values, present int, levels []byte, n int) error
-	indexed(dict pq.Dictionary, index []int32, levels []byte, n int) error
-	array(dt arrow.DataType, v *validity) (arrow.Array, error)
-}
-
-func sinkFor(dt arrow.DataType) (sink, error) {
-	i32, i64 := (*encoding.Values).Int32, (*encoding.Values).Int64
-	switch dt.ID() {
-	case arrow.BOOL:
-		return &bools{}, nil
-	case arrow.INT8:
-		return &fixed[int32]{of: i32, to: narrow[int32, int8]}, nil
-	case arrow.INT16:
-		return &fixed[int32]{of: i32, to: narrow[int32, int16]}, nil
-	case arrow.UINT8:
-		return &fixed[int32]{of: i32, to: narrow[int32, uint8]}, nil
-	case arrow.UINT16:
-		return &fixed[int32]{of: i32, to: narrow[int32, uint16]}, nil
-	case arrow.INT32, arrow.UINT32, arrow.DATE32:
-		return &fixed[int32]{of: i32, to: same[int32]}, nil
-	case arrow.INT64, arrow.UINT64, arrow.TIMESTAMP:
-		return &fixed[int64]{of: i64, to: same[int64]}, nil
-	case arrow.FLOAT32:
-		return &fixed[float32]{of: (*encoding.Values).Float, to: same[float32]}, nil
-	case arrow.FLOAT64:
-		return &fixed[float64]{of: (*encoding.Values).Double, to: same[float64]}, nil
-	case arrow.STRING, arrow.LARGE_STRING, arrow.BINARY, arrow.LARGE_BINARY:
-		return &text{}, nil
-	case arrow.DICTIONARY:
-		return newCodes(), nil
-	default:
-		return nil, fmt.Errorf("%w %s", ErrUnsupported, dt)
-	}
-}
-
-type number interface {
-	~int8 | ~int16 | ~int32 | ~int64 | ~uint8 | ~uint16 | ~float32 | ~float64
-}
-
-// fixed collects values of a fixed width.
-type fixed[T number] struct {
-	values []T
-	of     func(*encoding.Values) []T
-	to     func([]T) ([]byte, error)
-}
-
-func (s *fixed[T]) plain(data encoding.Values, present int, levels []byte, n int) error {
-	in := s.of(&data)
-	if len(in) < present {
-		return fmt.Errorf("page has %d values, %d are stated", len(in), present)
-	}
-	if len(levels) == 0 {
-		s.values = append(s.values, in[:present]...)
-		return nil
-	}
-	out := s.extend(n)
-	next := 0
-	for i, l := range levels {
-		if l == 1 {
-			out[i] = in[next]
-			next++
-		}
 	}
 	return nil
 }
 
-func (s *fixed[T]) indexed(dict pq.Dictionary, index []int32, levels []byte, n int) error {
-	data := dict.Page().Data()
-	values := s.of(&data)
-	out := s.extend(n)
-	return spread(index, levels, n, len(values), func(row int, i int32) { out[row] = values[i] })
-}
-
-func (s *fixed[T]) extend(n int) []T {
-	at := len(s.values)
-	s.values = append(s.values, make([]T, n)...)
-	return s.values[at:]
-}
-
-func (s *fixed[T]) array(dt arrow.DataType, v *validity) (arrow.Array, error) {
-	raw, err := s.to(s.values)
+// decodeLevels decodes and checks the next levels of the page.
+func (c *columnReader) decodeLevels() error {
+	n := min(c.pages.left, chunkEntries)
+	c.defs, c.reps = c.defBuf[:n], c.repBuf[:n]
+	before := -1
+	if len(c.def) > 0 {
+		before = int(c.def[len(c.def)-1])
+	}
+	if err := c.pages.rep.levels(c.reps, c.node.maxRep()); err != nil {
+		return fmt.Errorf("repetition levels: %w", err)
+	}
+	c.pages.left -= n
+	same, err := c.pages.def.same(c.node.def, n)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("definition levels: %w", err)
 	}
-	return build(dt, v, memory.NewBufferBytes(raw)), nil
-}
-
-// spread calls put for each present value with its row and a checked index.
-func spread(index []int32, levels []byte, n, size int, put func(row int, i int32)) error {
-	next := 0
-	for row := range n {
-		if len(levels) != 0 && levels[row] != 1 {
-			continue
-		}
-		i := index[next]
-		next++
-		if i < 0 || int(i) >= size {
-			return fmt.Errorf("index %d in a dictionary of %d", i, size)
-		}
-		put(row, i)
+	for i := range same {
+		c.defs[i] = c.node.def
 	}
-	return nil
-}
-
-func same[T number](in []T) ([]byte, error) { return raw(in), nil }
-
-func narrow[F, T number](in []F) ([]byte, error) {
-	out := make([]T, len(in))
-	for i, x := range in {
-		out[i] = T(x)
-		if F(out[i]) != x {
-			return nil, fmt.Errorf("value %v does not fit %T", x, out[i])
-		}
+	if c.full = same == n; c.full && (before == int(c.node.def) || c.reps[0] == 0) {
+		return nil // every list that goes on has elements
 	}
-	return raw(out), nil
-}
-
-func raw[T number](in []T) []byte {
-	var one T
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(in))), len(in)*int(unsafe.Sizeof(one)))
-}
-
-func build(dt arrow.DataType, v *validity, buffers ...*memory.Buffer) arrow.Array {
-	data := array.NewData(dt, v.rows, append([]*memory.Buffer{v.buffer()}, buffers...), nil, v.nulls, 0)
-	defer data.Release()
-	return array.MakeFromData(data)
-}
-
-type bools struct {
-	bits []byte
-	rows int
-}
-
-func (s *bools) plain(data encoding.Values, present int, levels []byte, n int) error {
-	in := data.Boolean()
-	if len(in)*8 < present {
-		return fmt.Errorf("page has %d bits, %d are stated", len(in)*8, present)
+	if err := c.pages.def.levels(c.defs[same:], c.node.def); err != nil {
+		return fmt.Errorf("definition levels: %w", err)
 	}
-	if need := bitutil.CeilByte(s.rows+n) / 8; need > len(s.bits) {
-		s.bits = append(s.bits, make([]byte, need-len(s.bits))...)
-	}
-	next := 0
-	for row := range n {
-		if len(levels) != 0 && levels[row] != 1 {
-			continue
-		}
-		bitutil.SetBitTo(s.bits, s.rows+row, bitutil.BitIsSet(in, next))
-		next++
-	}
-	s.rows += n
-	return nil
-}
-
-func (s *bools) indexed(pq.Dictionary, []int32, []byte, int) error {
-	return errors.New("dictionary of booleans")
-}
-
-func (s *bools) array(dt arrow.DataType, v *validity) (arrow.Array, error) {
-	return build(dt, v, memory.NewBufferBytes(s.bits)), nil
-}
-
-// text collects strings and binary.
-type text struct {
-	data []byte
-	ends []int64
-}
-
-func (s *text) plain(data encoding.Values, present int, levels []byte, n int) error {
-	bytes, offsets := data.ByteArray()
-	if len(offsets) < present+1 && present > 0 {
-		return fmt.Errorf("page has %d values, %d are stated", len(offsets)-1, present)
-	}
-	next := 0
-	for row := range n {
-		if len(levels) == 0 || levels[row] == 1 {
-			s.data = append(s.data, bytes[offsets[next]:offsets[next+1]]...)
-			next++
-		}
-		s.ends = append(s.ends, int64(len(s.data)))
-	}
-	return nil
-}
-
-func (s *text) indexed(dict pq.Dictionary, index []int32, levels []byte, n int) error {
-	data := dict.Page().Data()
-	bytes, offsets := data.ByteArray()
-	size := max(len(offsets)-1, 0)
-	next := 0
-	for row := range n {
-		if len(levels) == 0 || levels[row] == 1 {
-			i := index[next]
-			next++
-			if i < 0 || int(i) >= size {
-				return fmt.Errorf("index %d in a dictionary of %d", i, size)
+	for i, r := range c.reps {
+		if r > 0 {
+			need := int(c.node.elemDef[r-1])
+			if int(c.defs[i]) < need || before < need {
+				return errors.New("a list goes on that has no elements")
 			}
-			s.data = append(s.data, bytes[offsets[i]:offsets[i+1]]...)
 		}
-		s.ends = append(s.ends, int64(len(s.data)))
+		before = int(c.defs[i])
 	}
 	return nil
 }
 
-func (s *text) array(dt arrow.DataType, v *validity) (arrow.Array, error) {
-	var offsets []byte
-	if id := dt.ID(); id == arrow.LARGE_STRING || id == arrow.LARGE_BINARY {
-		offsets = raw(append(make([]int64, 1, len(s.ends)+1), s.ends...))
+// appendLevels appends the slots of entries, and their values.
+func (c *columnReader) appendLevels(defs, reps []byte) error {
+	if c.keepLevels {
+		if err := c.take(int64(len(defs) + len(reps))); err != nil {
+			return err
+		}
+		c.def, c.rep = append(c.def, defs...), append(c.rep, reps...)
+	}
+	greatest, least := c.node.def, c.node.slotDef
+	n, present := 0, 0
+	if reps != nil && c.full {
+		return c.append(len(defs), len(defs), nil)
+	}
+	if least == 0 {
+		for i, d := range defs {
+			b := byte(boolInt(d == greatest))
+			c.flags[i] = b
+			present += int(b)
+		}
+		n = len(defs)
 	} else {
-		if len(s.data) > math.MaxInt32 {
-			return nil, fmt.Errorf("%d bytes of %s in one row group: the type holds 2 GiB; write smaller row groups", len(s.data), dt)
+		for _, d := range defs {
+			b := byte(boolInt(d == greatest))
+			c.flags[n] = b
+			present += int(b)
+			n += boolInt(d >= least)
 		}
-		short := make([]int32, len(s.ends)+1)
-		for i, e := range s.ends {
-			short[i+1] = int32(e)
-		}
-		offsets = raw(short)
 	}
-	a := build(dt, v, memory.NewBufferBytes(offsets), memory.NewBufferBytes(s.data))
-	if err := array.ValidateFull(a); err != nil { // UTF-8
-		a.Release()
-		return nil, err
-	}
-	return a, nil
+	return c.append(n, present, c.flags[:n])
 }
 
-// codes collects a dictionary-encoded string column: each distinct string once,
-// in order of appearance.
-type codes struct {
-	index  []int32
-	values text
-	known  map[string]int32
-	pages  pq.Dictionary
-	mapped []int32 // code of each entry of pages, -1 if not seen yet
-}
-
-func newCodes() *codes { return &codes{known: map[string]int32{}} }
-
-func (s *codes) code(v []byte) int32 {
-	if c, ok := s.known[string(v)]; ok {
-		return c
-	}
-	c := int32(len(s.values.ends))
-	s.known[string(v)] = c
-	s.values.data = append(s.values.data, v...)
-	s.values.ends = append(s.values.ends, int64(len(s.values.data)))
-	return c
-}
-
-func (s *codes) plain(data encoding.Values, present int, levels []byte, n int) error {
-	bytes, offsets := data.ByteArray()
-	if len(offsets) < present+1 && present > 0 {
-		return fmt.Errorf("page has %d values, %d are stated", len(offsets)-1, present)
-	}
-	next := 0
-	for row := range n {
-		c := int32(0)
-		if len(levels) == 0 || levels[row] == 1 {
-			c = s.code(bytes[offsets[next]:offsets[next+1]])
-			next++
+// append appends n slots, of which those whose flag is 1 take the page's next
+// values. flags may be nil if all do.
+func (c *columnReader) append(n, present int, flags []byte) error {
+	if present < n {
+		if err := c.addNulls(n, flags); err != nil {
+			return err
 		}
-		s.index = append(s.index, c)
+	} else {
+		flags = nil
+		if c.bits != nil {
+			if err := c.growBits(n); err != nil {
+				return err
+			}
+			bitutil.SetBitsTo(c.bits, int64(c.slots), int64(n), true)
+		}
+	}
+	if c.slots+n > math.MaxInt32 {
+		return overflow(c.node, "values", int64(c.slots)+int64(n))
+	}
+	c.slots += n
+	c.nulls += n - present
+	switch layoutOf(c.node) {
+	case layoutFixed:
+		return c.appendFixed(n, present, flags)
+	case layoutBool:
+		return c.appendBools(n, present, flags)
+	case layoutBytes:
+		return c.appendBytes(n, present, flags)
+	case layoutDictionary:
+		return c.appendIndices(n, present, flags)
+	default:
+		if present > 0 {
+			return fmt.Errorf("%d values in a column of nulls", present)
+		}
+		return nil
+	}
+}
+
+func (c *columnReader) growBits(n int) error {
+	if need := (c.slots + n + 7) / 8; need > len(c.bits) {
+		if err := c.take(int64(need - len(c.bits))); err != nil {
+			return err
+		}
+		c.bits = append(c.bits, make([]byte, need-len(c.bits))...)
 	}
 	return nil
 }
 
-func (s *codes) indexed(dict pq.Dictionary, index []int32, levels []byte, n int) error {
-	data := dict.Page().Data()
-	bytes, offsets := data.ByteArray()
-	if s.pages != dict {
-		s.pages, s.mapped = dict, make([]int32, max(len(offsets)-1, 0))
-		for i := range s.mapped {
-			s.mapped[i] = -1
-		}
+func (c *columnReader) addNulls(n int, flags []byte) error {
+	if c.bits == nil {
+		c.bits = make([]byte, (c.slots+7)/8)
+		bitutil.SetBitsTo(c.bits, 0, int64(c.slots), true)
 	}
-	at := len(s.index)
-	s.index = append(s.index, make([]int32, n)...)
-	out := s.index[at:]
-	return spread(index, levels, n, len(s.mapped), func(row int, i int32) {
-		if s.mapped[i] < 0 {
-			s.mapped[i] = s.code(bytes[offsets[i]:offsets[i+1]])
-		}
-		out[row] = s.mapped[i]
-	})
+	if err := c.growBits(n); err != nil {
+		return err
+	}
+	at := c.slots
+	i := 0
+	for ; i < len(flags) && at%8 != 0; i++ {
+		c.bits[at/8] |= flags[i] << (at % 8)
+		at++
+	}
+	for ; i+8 <= len(flags); i += 8 {
+		// The lowest bit of each byte, gathered into the highest byte.
+		c.bits[at/8] = byte(little.Uint64(flags[i:]) * 0x0102040810204080 >> 56)
+		at += 8
+	}
+	for ; i < len(flags); i++ {
+		c.bits[at/8] |= flags[i] << (at % 8)
+		at++
+	}
+	return nil
 }
 
-func (s *codes) array(dt arrow.DataType, v *validity) (arrow.Array, error) {
-	t := dt.(*arrow.DictionaryType)
-	values, err := s.values.array(t.ValueType, &validity{rows: len(s.values.ends)})
-	if err != nil {
-		return nil, err
+func (c *columnReader) appendFixed(n, present int, flags []byte) error {
+	w := arrowWidth(c.node.dt)
+	if err := c.take(int64(n) * int64(w)); err != nil {
+		return err
 	}
-	defer values.Release()
-	var index []byte
-	switch t.IndexType.ID() {
-	case arrow.INT8:
-		index, err = narrow[int32, int8](s.index)
-	case arrow.INT16:
-		index, err = narrow[int32, int16](s.index)
-	case arrow.INT32, arrow.UINT32:
-		index, err = same(s.index)
-	case arrow.UINT8:
-		index, err = narrow[int32, uint8](s.index)
-	case arrow.UINT16:
-		index, err = narrow[int32, uint16](s.index)
-	case arrow.INT64, arrow.UINT64:
-		index, err = narrow[int32, int64](s.index)
+	at := len(c.fixed)
+	c.fixed = slices.Grow(c.fixed, n*w)[:at+n*w]
+	out := c.fixed[at:]
+	if err := c.pages.values.fixed(out[:present*w]); err != nil {
+		return err
+	}
+	if flags != nil {
+		spread(out, present, flags, w)
+	}
+	return nil
+}
+
+// spread moves the values at the front of out to the slots that have one, from the
+// last to the first, and clears the others.
+func spread(out []byte, present int, flags []byte, w int) {
+	switch w {
+	case 4:
+		spreadWords(arrow.Uint32Traits.CastFromBytes(out), present, flags)
+	case 8:
+		spreadWords(arrow.Uint64Traits.CastFromBytes(out), present, flags)
 	default:
-		err = fmt.Errorf("%w: index %s", ErrUnsupported, t.IndexType)
+		for i := len(flags) - 1; i >= 0; i-- {
+			slot := out[i*w : (i+1)*w]
+			if flags[i] == 0 {
+				clear(slot)
+				continue
+			}
+			present--
+			copy(slot, out[present*w:])
+		}
+	}
+}
+
+func spreadWords[T uint32 | uint64 | int32](out []T, present int, flags []byte) {
+	for i := len(flags) - 1; i >= 0; i-- {
+		if flags[i] == 0 {
+			out[i] = 0
+			continue
+		}
+		present--
+		out[i] = out[present]
+	}
+}
+
+func (c *columnReader) appendBools(n, present int, flags []byte) error {
+	size := (c.slots + 7) / 8
+	if err := c.take(int64(size - len(c.fixed))); err != nil {
+		return err
+	}
+	c.fixed = append(c.fixed, make([]byte, size-len(c.fixed))...)
+	var buf [chunkEntries]byte
+	at := c.slots - n
+	for n > 0 {
+		k := min(n, chunkEntries)
+		if flags != nil {
+			k = min(k, len(flags))
+		}
+		values := buf[:k]
+		have := k
+		if flags != nil {
+			have = present
+		}
+		if err := c.pages.values.booleans(values[:have]); err != nil {
+			return err
+		}
+		if flags != nil {
+			spread(values, have, flags, 1)
+		}
+		for i, v := range values {
+			c.fixed[(at+i)/8] |= v << ((at + i) % 8)
+		}
+		at, n = at+k, n-k
+	}
+	return nil
+}
+
+func (c *columnReader) appendBytes(n, present int, flags []byte) error {
+	if err := c.take(8 * int64(n)); err != nil {
+		return err
+	}
+	at, had := len(c.ends), len(c.data)
+	inPage := c.pages.values.encoding == format.Plain || c.pages.values.encoding == format.DeltaLengthByteArray
+	var err error
+	if c.data, c.ends, err = c.pages.values.bytes(c.data, c.ends, present, c.budget); err != nil {
+		return err
+	}
+	if more := int64(len(c.data) - had); inPage { // no more than the page has
+		if err := c.take(more); err != nil {
+			return err
+		}
+	} else {
+		c.taken += more
+	}
+	if flags == nil {
+		return nil
+	}
+	c.ends = slices.Grow(c.ends, n-present)[:at+n]
+	end := int64(len(c.data))
+	for i := n - 1; i >= 0; i-- {
+		c.ends[at+i] = end
+		if flags[i] != 0 {
+			present--
+			end = int64(had)
+			if present > 0 {
+				end = c.ends[at+present-1]
+			}
+		}
+	}
+	return nil
+}
+
+func (c *columnReader) appendIndices(n, present int, flags []byte) error {
+	if err := c.take(4 * int64(n)); err != nil {
+		return err
+	}
+	at := len(c.index)
+	c.index = slices.Grow(c.index, n)[:at+n]
+	out := c.index[at:]
+	p := &c.pages.values
+	if p.encoding == format.RLEDictionary {
+		if c.from != p.dict {
+			if c.dictLen != 0 {
+				return errors.New("dictionary after values")
+			}
+			c.from, c.dict, c.dictLen = p.dict, p.dict.values, p.dict.size
+		}
+		if err := p.runs.indices(out[:present], p.dict.size); err != nil {
+			return err
+		}
+	} else if err := c.number(out[:present]); err != nil {
+		return err
+	}
+	if flags != nil {
+		spreadWords(out, present, flags)
+	}
+	return nil
+}
+
+// number gives values that are not in a dictionary their place in the column's, in
+// order of their first appearance.
+func (c *columnReader) number(out []int32) error {
+	p := &c.pages.values
+	if layoutOf(c.node) == layoutDictionary && valueType(c.node.dt).ID() == arrow.NULL {
+		if len(out) > 0 {
+			return fmt.Errorf("%d values in a column of nulls", len(out))
+		}
+		return nil
+	}
+	bytesLike := c.node.storage.physical == format.ByteArray
+	w := p.arrow
+	if c.node.storage.physical == format.Boolean {
+		w = 1
+	}
+	if c.known == nil {
+		c.known = make(map[string]int32, c.dictLen)
+		for i := c.dictLen - 1; i >= 0; i-- { // the first of those that are equal
+			if bytesLike {
+				c.known[string(c.dict.data[c.dict.ends[i]:c.dict.ends[i+1]])] = int32(i)
+			} else {
+				c.known[string(c.dict.fixed[w*i:w*(i+1)])] = int32(i)
+			}
+		}
+		if bytesLike && c.dict.ends == nil {
+			c.dict.ends = []int64{0}
+		}
+	}
+	var data []byte
+	var ends []int64
+	var err error
+	switch {
+	case bytesLike:
+		data, ends, err = p.bytes(nil, []int64{0}, len(out), c.budget)
+	case c.node.storage.physical == format.Boolean:
+		data = make([]byte, len(out))
+		err = p.booleans(data)
+	default:
+		data = make([]byte, w*len(out))
+		err = p.fixed(data)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	data := array.NewDataWithDictionary(dt, v.rows, []*memory.Buffer{v.buffer(), memory.NewBufferBytes(index)}, v.nulls, 0, values.Data().(*array.Data))
-	defer data.Release()
-	return array.MakeFromData(data), nil
+	for i := range out {
+		var v []byte
+		if bytesLike {
+			v = data[ends[i]:ends[i+1]]
+		} else {
+			v = data[w*i : w*(i+1)]
+		}
+		k, ok := c.known[string(v)]
+		if !ok {
+			if err := c.budget.take(c.node, int64(2*len(v)+64)); err != nil {
+				return err
+			}
+			k = int32(c.dictLen)
+			c.dictLen++
+			c.known[string(v)] = k
+			if bytesLike {
+				c.dict.data = append(c.dict.data[:len(c.dict.data):len(c.dict.data)], v...)
+				c.dict.ends = append(c.dict.ends[:len(c.dict.ends):len(c.dict.ends)], int64(len(c.dict.data)))
+			} else {
+				c.dict.fixed = append(c.dict.fixed[:len(c.dict.fixed):len(c.dict.fixed)], v...)
+			}
+		}
+		out[i] = k
+	}
+	return nil
+}
+
+// array returns the values as an Arrow array's data. Its validity is the column's
+// own; whether a slot is null because of a parent is told by the levels.
+func (c *columnReader) array() (arrow.ArrayData, error) {
+	n := c.node
+	bits, nulls := c.bits, c.nulls
+	if !n.optional {
+		bits, nulls = nil, 0
+	}
+	validity := bufferOf(bits)
+	switch layoutOf(n) {
+	case layoutNull:
+		return array.NewData(n.dt, c.slots, []*memory.Buffer{nil}, nil, c.slots, 0), nil
+	case layoutBytes:
+		buffers, err := byteBuffers(n, n.dt, c.data, c.ends)
+		if err != nil {
+			return nil, err
+		}
+		return array.NewData(n.dt, c.slots, append([]*memory.Buffer{validity}, buffers...), nil, nulls, 0), nil
+	case layoutDictionary:
+		return c.dictionaryArray(validity, nulls)
+	default:
+		return array.NewData(n.dt, c.slots, []*memory.Buffer{validity, memory.NewBufferBytes(present(c.fixed))}, nil, nulls, 0), nil
+	}
+}
+
+func bufferOf(bits []byte) *memory.Buffer {
+	if bits == nil {
+		return nil
+	}
+	return memory.NewBufferBytes(bits)
+}
+
+func (c *columnReader) dictionaryArray(validity *memory.Buffer, nulls int) (arrow.ArrayData, error) {
+	n := c.node
+	t := n.dt.(*arrow.DictionaryType)
+	limit := map[arrow.Type]int64{arrow.INT8: math.MaxInt8, arrow.UINT8: math.MaxUint8, arrow.INT16: math.MaxInt16, arrow.UINT16: math.MaxUint16}[t.IndexType.ID()]
+	width := arrowWidth(t.IndexType)
+	index := arrow.Int32Traits.CastToBytes(c.index)
+	if width != 4 {
+		index = make([]byte, width*len(c.index))
+		greatest := int32(0)
+		for i, v := range c.index {
+			greatest = max(greatest, v)
+			switch width {
+			case 1:
+				index[i] = byte(v)
+			case 2:
+				little.PutUint16(index[2*i:], uint16(v))
+			default:
+				little.PutUint64(index[8*i:], uint64(v))
+			}
+		}
+		if limit > 0 && int64(greatest) > limit {
+			return nil, fmt.Errorf("index %d in a dictionary with indices of type %s", greatest, t.IndexType)
+		}
+	}
+	var dict *array.Data
+	switch {
+	case t.ValueType.ID() == arrow.NULL:
+		dict = array.NewData(t.ValueType, 0, []*memory.Buffer{nil}, nil, 0, 0)
+	case n.storage.physical == format.ByteArray:
+		ends := c.dict.ends
+		if ends == nil {
+			ends = []int64{0}
+		}
+		buffers, err := byteBuffers(n, t.ValueType, c.dict.data, ends)
+		if err != nil {
+			return nil, fmt.Errorf("dictionary: %w", err)
+		}
+		dict = array.NewData(t.ValueType, c.dictLen, append([]*memory.Buffer{nil}, buffers...), nil, 0, 0)
+	case n.storage.physical == format.Boolean:
+		packed := make([]byte, (c.dictLen+7)/8)
+		for i, v := range c.dict.fixed {
+			packed[i/8] |= v << (i % 8)
+		}
+		dict = array.NewData(t.ValueType, c.dictLen, []*memory.Buffer{nil, memory.NewBufferBytes(packed)}, nil, 0, 0)
+	default:
+		dict = array.NewData(t.ValueType, c.dictLen, []*memory.Buffer{nil, memory.NewBufferBytes(present(c.dict.fixed))}, nil, 0, 0)
+	}
+	return array.NewDataWithDictionary(n.dt, c.slots, []*memory.Buffer{validity, memory.NewBufferBytes(index)}, nulls, 0, dict), nil
+}
+
+// byteBuffers are the buffers, without validity, of byte arrays of a type.
+func byteBuffers(n *node, dt arrow.DataType, data []byte, ends []int64) ([]*memory.Buffer, error) {
+	switch dt.ID() {
+	case arrow.STRING, arrow.LARGE_STRING, arrow.STRING_VIEW:
+		if err := checkText(data, ends); err != nil {
+			return nil, err
+		}
+	default:
+	}
+	switch dt.ID() {
+	case arrow.LARGE_STRING, arrow.LARGE_BINARY:
+		return []*memory.Buffer{memory.NewBufferBytes(arrow.Int64Traits.CastToBytes(ends)), memory.NewBufferBytes(present(data))}, nil
+	case arrow.STRING_VIEW, arrow.BINARY_VIEW:
+		return viewBuffers(data, ends), nil
+	default:
+		if len(data) > math.MaxInt32 {
+			return nil, overflow(n, "bytes", int64(len(data)))
+		}
+		short := make([]int32, len(ends))
+		for i, e := range ends {
+			short[i] = int32(e)
+		}
+		return []*memory.Buffer{memory.NewBufferBytes(arrow.Int32Traits.CastToBytes(short)), memory.NewBufferBytes(present(data))}, nil
+	}
+}
+
+func checkText(data []byte, ends []int64) error {
+	if !utf8.Valid(data) {
+		return errors.New("text that is not UTF-8")
+	}
+	for _, e := range ends {
+		if e < int64(len(data)) && !utf8.RuneStart(data[e]) {
+			return errors.New("text that ends within a character")
+		}
+	}
+	return nil
+}
+
+// viewBuffers are the headers of views, and data in parts that an int32 can point
+// into.
+func viewBuffers(data []byte, ends []int64) []*memory.Buffer {
+	headers := make([]byte, 16*(len(ends)-1))
+	var parts []*memory.Buffer
+	begin := int64(0)
+	for i := range len(ends) - 1 {
+		v := data[ends[i]:ends[i+1]]
+		h := headers[16*i:]
+		little.PutUint32(h, uint32(len(v)))
+		if len(v) <= 12 {
+			copy(h[4:16], v)
+			continue
+		}
+		if ends[i+1]-begin > math.MaxInt32 {
+			parts = append(parts, memory.NewBufferBytes(data[begin:ends[i]]))
+			begin = ends[i]
+		}
+		copy(h[4:8], v)
+		little.PutUint32(h[8:], uint32(len(parts)))
+		little.PutUint32(h[12:], uint32(ends[i]-begin))
+	}
+	if begin < int64(len(data)) {
+		parts = append(parts, memory.NewBufferBytes(data[begin:]))
+	}
+	return append([]*memory.Buffer{memory.NewBufferBytes(headers)}, parts...)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/parquet"
+	"github.com/stokehold/stokehold/internal/arrowtest"
 )
 
 // batch has a column of each supported type, with nulls, not in the order of
@@ -214,20 +216,25 @@ func TestReadPyarrow(t *testing.T) {
 }
 
 func TestUnsupportedColumnIsNamed(t *testing.T) {
+	i8 := arrow.PrimitiveTypes.Int8
+	pair := []arrow.Field{{Name: "a", Type: i8}, {Name: "b", Type: arrow.BinaryTypes.String}}
 	for _, dt := range []arrow.DataType{
-		arrow.ListOf(arrow.PrimitiveTypes.Int8), arrow.Null, arrow.FixedWidthTypes.Timestamp_s, arrow.FixedWidthTypes.Float16, &arrow.Decimal128Type{Precision: 5, Scale: 2},
-		&arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.PrimitiveTypes.Int64},
+		arrow.DenseUnionOf(pair, []arrow.UnionTypeCode{0, 1}), arrow.SparseUnionOf(pair, []arrow.UnionTypeCode{0, 1}), arrow.StructOf(),
+		&arrow.Decimal128Type{Precision: 5, Scale: -2}, &arrow.FixedSizeBinaryType{ByteWidth: 0},
+		&arrow.DictionaryType{IndexType: i8, ValueType: arrow.ListOf(i8)},
 	} {
-		s := arrow.NewSchema([]arrow.Field{{Name: "ok", Type: arrow.PrimitiveTypes.Int8}, {Name: "odd one", Type: dt}}, nil)
-		_, err := parquet.NewWriter(&bytes.Buffer{}, s)
-		var u *parquet.UnsupportedError
-		if !errors.As(err, &u) || u.Column != "odd one" || !errors.Is(err, parquet.ErrUnsupported) || !strings.Contains(err.Error(), `"odd one"`) {
-			t.Errorf("%s: %v", dt, err)
+		for path, f := range map[string]arrow.Field{
+			"odd one":              {Name: "odd one", Type: dt},
+			"odd one.x":            {Name: "odd one", Type: arrow.StructOf(arrow.Field{Name: "x", Type: dt})},
+			"odd one.list.element": {Name: "odd one", Type: arrow.ListOf(dt)},
+		} {
+			s := arrow.NewSchema([]arrow.Field{{Name: "ok", Type: i8}, f}, nil)
+			_, err := parquet.NewWriter(&bytes.Buffer{}, s)
+			var u *parquet.UnsupportedError
+			if !errors.As(err, &u) || u.Column != path || u.Hint == "" || !errors.Is(err, parquet.ErrUnsupported) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s: %v", dt, err)
+			}
 		}
-	}
-	twice := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Int8}, {Name: "x", Type: arrow.PrimitiveTypes.Int8}}, nil)
-	if _, err := parquet.NewWriter(&bytes.Buffer{}, twice); !errors.Is(err, parquet.ErrUnsupported) {
-		t.Error(err)
 	}
 }
 
@@ -318,17 +325,40 @@ type panicking struct{ *bytes.Reader }
 func (panicking) ReadAt([]byte, int64) (int, error) { panic("index out of range") }
 
 func FuzzRead(f *testing.F) {
-	f.Add(write(f, batch(f, 20)))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		recs, err := parquet.Read(bytes.NewReader(in), int64(len(in)))
-		if err != nil && !errors.Is(err, arrowio.ErrCorrupt) && !errors.Is(err, parquet.ErrUnsupported) {
-			t.Fatal(err)
-		}
-		for _, r := range recs {
-			if err := array.ValidateRecordFull(r); err != nil {
-				t.Fatal(err)
+	for _, rec := range []arrow.RecordBatch{batch(f, 20), nested(f, 20), nested(f, 0)} {
+		for _, c := range []parquet.WriterConfig{{}, {Compression: parquet.Uncompressed, PageBytes: 1024}, {Compression: parquet.Snappy, RowGroupRows: 7}} {
+			var out bytes.Buffer
+			w, err := c.NewWriter(&out, rec.Schema())
+			if err == nil {
+				err = w.Write(rec)
 			}
-			r.Release()
+			if err == nil {
+				err = w.Close()
+			}
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(out.Bytes(), uint8(0))
+			f.Add(out.Bytes(), uint8(3))
+		}
+	}
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(5, 6)))
+	for _, dt := range arrowtest.Leaves() { // a small file of each type
+		if holds(dt) && !losesValues(dt) {
+			rec := g.Batch(arrow.NewSchema([]arrow.Field{{Name: "x", Type: dt, Nullable: true}}, nil), 9)
+			f.Add(write(f, rec), uint8(2))
+			rec.Release()
+		}
+	}
+	pyarrow, err := os.ReadFile("testdata/pyarrow.parquet")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(pyarrow, uint8(0))
+	f.Fuzz(func(t *testing.T, in []byte, rows uint8) {
+		err := readAll(t, in, parquet.ScanOptions{BatchRows: int(rows), MaxBytes: 32 << 20, Concurrency: 1})
+		if err != nil && !acceptable(err) {
+			t.Fatal(err)
 		}
 	})
 }

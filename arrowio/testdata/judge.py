@@ -212,4 +212,5 @@ def main():
         stdout.flush()
 
 
-main()
+if __name__ == "__main__":
+    main()

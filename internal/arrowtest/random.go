@@ -1,4 +1,6 @@
-package arrowio_test
+// Package arrowtest makes random Arrow data of every type, and compares it by what
+// another language would see of it. It is for tests.
+package arrowtest
 
 import (
 	"encoding/binary"
@@ -14,8 +16,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// leaves are the types without children, one of each kind and unit.
-func leaves() []arrow.DataType {
+// Leaves are the types without children, one of each kind and unit.
+func Leaves() []arrow.DataType {
 	return []arrow.DataType{
 		arrow.Null, arrow.FixedWidthTypes.Boolean,
 		arrow.PrimitiveTypes.Int8, arrow.PrimitiveTypes.Int16, arrow.PrimitiveTypes.Int32, arrow.PrimitiveTypes.Int64,
@@ -33,8 +35,8 @@ func leaves() []arrow.DataType {
 	}
 }
 
-// nests are the types with children, each over elem.
-func nests(elem arrow.DataType) []arrow.DataType {
+// Nests are the types with children, each over elem.
+func Nests(elem arrow.DataType) []arrow.DataType {
 	f := func(name string) arrow.Field { return arrow.Field{Name: name, Type: elem, Nullable: true} }
 	str := arrow.BinaryTypes.String
 	types := []arrow.DataType{
@@ -47,7 +49,7 @@ func nests(elem arrow.DataType) []arrow.DataType {
 		types = append(types, arrow.RunEndEncodedOf(ends, elem))
 	}
 	if ext, ok := elem.(arrow.ExtensionType); ok && ext.StorageType().ID() == arrow.DICTIONARY {
-		types = types[:len(types)-3] // see TestEncodeRefuses
+		types = types[:len(types)-3] // see TestEncodeRefuses of arrowio
 	}
 	if elem.ID() != arrow.EXTENSION && elem.ID() != arrow.DICTIONARY { // not to be had in the format
 		for i, idx := range []arrow.DataType{
@@ -60,9 +62,9 @@ func nests(elem arrow.DataType) []arrow.DataType {
 	return types
 }
 
-// canonical are extension types that the library knows once its package
+// Canonical are extension types that the library knows once its package
 // extensions is linked, as it is into this test.
-func canonical() []arrow.DataType {
+func Canonical() []arrow.DataType {
 	json, err := extensions.NewJSONType(arrow.BinaryTypes.String)
 	if err != nil {
 		panic(err)
@@ -74,10 +76,10 @@ func canonical() []arrow.DataType {
 	}
 }
 
-// unknown are extension types that nobody registers with the library: fields of
+// Unknown are extension types that nobody registers with the library: fields of
 // their storage whose metadata names them. A reader that knows one writes its
 // metadata after that of the field.
-func unknown() []arrow.Field {
+func Unknown() []arrow.Field {
 	field := func(dt arrow.DataType, name, params string) arrow.Field {
 		return arrow.Field{Name: name, Type: dt, Nullable: true, Metadata: arrow.NewMetadata(
 			[]string{"note", "ARROW:extension:metadata", "ARROW:extension:name"}, []string{"x", params, name})}
@@ -92,35 +94,38 @@ func unknown() []arrow.Field {
 	}
 }
 
-func drawType(t *rapid.T, depth int) arrow.DataType {
+// DrawType draws a type nested to a depth.
+func DrawType(t *rapid.T, depth int) arrow.DataType {
 	if depth > 0 && rapid.IntRange(0, 2).Draw(t, "nested") > 0 {
-		elem := drawType(t, depth-1)
+		elem := DrawType(t, depth-1)
 		if rapid.IntRange(0, 3).Draw(t, "struct") == 0 {
 			fields := make([]arrow.Field, rapid.IntRange(0, 3).Draw(t, "fields"))
 			for i := range fields {
-				fields[i] = drawField(t, depth-1)
+				fields[i] = DrawField(t, depth-1)
 			}
 			return arrow.StructOf(fields...)
 		}
-		return rapid.SampledFrom(nests(elem)).Draw(t, "nest")
+		return rapid.SampledFrom(Nests(elem)).Draw(t, "nest")
 	}
 	if rapid.IntRange(0, 9).Draw(t, "extension") == 0 {
-		return rapid.SampledFrom(canonical()).Draw(t, "canonical")
+		return rapid.SampledFrom(Canonical()).Draw(t, "canonical")
 	}
-	return rapid.SampledFrom(leaves()).Draw(t, "leaf")
+	return rapid.SampledFrom(Leaves()).Draw(t, "leaf")
 }
 
-func drawField(t *rapid.T, depth int) arrow.Field {
+// DrawField draws a field, of an extension type that nobody knows now and then.
+func DrawField(t *rapid.T, depth int) arrow.Field {
 	if rapid.IntRange(0, 15).Draw(t, "unknown") == 0 {
-		return rapid.SampledFrom(unknown()).Draw(t, "extension")
+		return rapid.SampledFrom(Unknown()).Draw(t, "extension")
 	}
-	f := arrow.Field{Name: rapid.SampledFrom([]string{"a", "b", "värde", "", "a b", "長"}).Draw(t, "name"), Type: drawType(t, depth)}
+	f := arrow.Field{Name: rapid.SampledFrom([]string{"a", "b", "värde", "", "a b", "長"}).Draw(t, "name"), Type: DrawType(t, depth)}
 	f.Nullable = f.Type.ID() == arrow.NULL || rapid.Bool().Draw(t, "nullable")
-	f.Metadata = drawMetadata(t)
+	f.Metadata = DrawMetadata(t)
 	return f
 }
 
-func drawMetadata(t *rapid.T) arrow.Metadata {
+// DrawMetadata draws metadata, in which text is not always UTF-8.
+func DrawMetadata(t *rapid.T) arrow.Metadata {
 	switch rapid.IntRange(0, 3).Draw(t, "metadata") {
 	case 0:
 		return arrow.NewMetadata([]string{"z", "a", ""}, []string{"1", "", "\xff\x00"})
@@ -130,31 +135,40 @@ func drawMetadata(t *rapid.T) arrow.Metadata {
 	return arrow.Metadata{}
 }
 
-// drawBatch draws a schema and fills it, sometimes with more rows than the batch
-// has, so that its arrays have offsets.
-func drawBatch(t *rapid.T) arrow.RecordBatch {
+// DrawBatch draws a schema and fills it as DrawRows does.
+func DrawBatch(t *rapid.T) arrow.RecordBatch {
 	fields := make([]arrow.Field, rapid.IntRange(0, 4).Draw(t, "columns"))
 	for i := range fields {
-		fields[i] = drawField(t, 3)
+		fields[i] = DrawField(t, 3)
 	}
-	md := drawMetadata(t)
+	return DrawRows(t, fields)
+}
+
+// DrawRows draws a batch with the fields, sometimes cut from one with more rows, so
+// that its arrays have offsets.
+func DrawRows(t *rapid.T, fields []arrow.Field) arrow.RecordBatch {
+	md := DrawMetadata(t)
 	rows := rapid.SampledFrom([]int{0, 1, 2, 7, 8, 9, 40, 65}).Draw(t, "rows")
-	g := &filler{r: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))}
+	g := NewFiller(rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)))
 	before, after := 0, 0
 	if rapid.Bool().Draw(t, "sliced") {
 		before, after = rapid.IntRange(0, 9).Draw(t, "before"), rapid.IntRange(0, 9).Draw(t, "after")
 	}
-	whole := g.batch(arrow.NewSchema(fields, &md), before+rows+after)
+	whole := g.Batch(arrow.NewSchema(fields, &md), before+rows+after)
 	defer whole.Release()
 	return whole.NewSlice(int64(before), int64(before+rows))
 }
 
-// filler makes arrays of random values with what builders never make: anything
+// Filler makes arrays of random values with what builders never make: anything
 // under a null, offsets that do not start at 0, values that nothing refers to,
 // list views out of order.
-type filler struct{ r *rand.Rand }
+type Filler struct{ r *rand.Rand }
 
-func (g *filler) batch(schema *arrow.Schema, rows int) arrow.RecordBatch {
+// NewFiller returns a filler that draws from r.
+func NewFiller(r *rand.Rand) *Filler { return &Filler{r: r} }
+
+// Batch fills a schema with rows. The caller releases it.
+func (g *Filler) Batch(schema *arrow.Schema, rows int) arrow.RecordBatch {
 	cols := make([]arrow.Array, schema.NumFields())
 	for i, f := range schema.Fields() {
 		cols[i] = g.array(f.Type, rows, f.Nullable)
@@ -163,13 +177,13 @@ func (g *filler) batch(schema *arrow.Schema, rows int) arrow.RecordBatch {
 	return array.NewRecordBatch(schema, cols, int64(rows))
 }
 
-func (g *filler) array(dt arrow.DataType, n int, nullable bool) arrow.Array {
+func (g *Filler) array(dt arrow.DataType, n int, nullable bool) arrow.Array {
 	d := g.data(dt, n, nullable)
 	defer d.Release()
 	return array.MakeFromData(d)
 }
 
-func (g *filler) bytes(n int) []byte {
+func (g *Filler) bytes(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
 		b[i] = byte(g.r.Uint32())
@@ -179,7 +193,7 @@ func (g *filler) bytes(n int) []byte {
 
 // validity is a bitmap, or none, and the number of nulls. What is after the last
 // bit is anything.
-func (g *filler) validity(n int, nullable bool) (*memory.Buffer, int) {
+func (g *Filler) validity(n int, nullable bool) (*memory.Buffer, int) {
 	if !nullable || n == 0 || g.r.IntN(3) == 0 {
 		return nil, 0
 	}
@@ -201,11 +215,12 @@ func (g *filler) validity(n int, nullable bool) (*memory.Buffer, int) {
 	return memory.NewBufferBytes(bits), nulls
 }
 
-func (g *filler) text() string {
+func (g *Filler) text() string {
 	return strings.Repeat("a", g.r.IntN(3)) + []string{"", "é", "長い文字列と長い文字列", "😀", "0123456789abcdef"}[g.r.IntN(5)]
 }
 
-func little[T any](values ...T) *memory.Buffer {
+// Little is a buffer of little-endian values.
+func Little[T any](values ...T) *memory.Buffer {
 	b, err := binary.Append(nil, binary.LittleEndian, values)
 	if err != nil {
 		panic(err)
@@ -214,16 +229,17 @@ func little[T any](values ...T) *memory.Buffer {
 }
 
 // offsets are of n parts over limit values.
-func (g *filler) offsets(n, limit, width int) *memory.Buffer {
+func (g *Filler) offsets(n, limit, width int) *memory.Buffer {
 	at := make([]int64, n+1)
 	for i := range at {
 		at[i] = int64(g.r.IntN(limit + 1))
 	}
 	slices.Sort(at)
-	return integers(at, width)
+	return Integers(at, width)
 }
 
-func integers(values []int64, width int) *memory.Buffer {
+// Integers is a buffer of little-endian integers of width bytes.
+func Integers(values []int64, width int) *memory.Buffer {
 	b := make([]byte, 0, width*len(values))
 	for _, v := range values {
 		b = append(b, binary.LittleEndian.AppendUint64(nil, uint64(v))[:width]...)
@@ -231,9 +247,10 @@ func integers(values []int64, width int) *memory.Buffer {
 	return memory.NewBufferBytes(b)
 }
 
-func width(dt arrow.DataType) int { return dt.(arrow.FixedWidthDataType).BitWidth() / 8 }
+// Width is the bytes of a value of a type of fixed width.
+func Width(dt arrow.DataType) int { return dt.(arrow.FixedWidthDataType).BitWidth() / 8 }
 
-func (g *filler) data(dt arrow.DataType, n int, nullable bool) arrow.ArrayData {
+func (g *Filler) data(dt arrow.DataType, n int, nullable bool) arrow.ArrayData {
 	switch t := dt.(type) {
 	case *arrow.NullType:
 		return array.NewData(dt, n, []*memory.Buffer{nil}, nil, n, 0)
@@ -252,7 +269,7 @@ func (g *filler) data(dt arrow.DataType, n int, nullable bool) arrow.ArrayData {
 			at += 1 + g.r.Int64N(5)
 			ends = append(ends, at)
 		}
-		e := array.NewData(t.RunEnds(), len(ends), []*memory.Buffer{nil, integers(ends, width(t.RunEnds()))}, nil, 0, 0)
+		e := array.NewData(t.RunEnds(), len(ends), []*memory.Buffer{nil, Integers(ends, Width(t.RunEnds()))}, nil, 0, 0)
 		return array.NewData(dt, n, []*memory.Buffer{nil}, []arrow.ArrayData{e, g.data(t.Encoded(), len(ends), t.ValueNullable)}, 0, 0)
 	case arrow.UnionType:
 		return g.union(t, n)
@@ -270,7 +287,7 @@ func (g *filler) data(dt arrow.DataType, n int, nullable bool) arrow.ArrayData {
 				idx[i] = g.r.Int64()
 			}
 		}
-		return array.NewDataWithDictionary(dt, n, []*memory.Buffer{bitmap, integers(idx, width(t.IndexType))}, nulls, 0, dict.(*array.Data))
+		return array.NewDataWithDictionary(dt, n, []*memory.Buffer{bitmap, Integers(idx, Width(t.IndexType))}, nulls, 0, dict.(*array.Data))
 	case *arrow.BinaryType, *arrow.LargeBinaryType:
 		w := t.(arrow.OffsetsDataType).OffsetTypeTraits().BytesRequired(1)
 		values := g.bytes(g.r.IntN(5 * (n + 1)))
@@ -305,7 +322,7 @@ func (g *filler) data(dt arrow.DataType, n int, nullable bool) arrow.ArrayData {
 	return array.NewData(dt, n, []*memory.Buffer{bitmap, g.fixed(dt, n+spare)}, nil, nulls, 0)
 }
 
-func (g *filler) strings(n, width int, text func() string) arrow.ArrayData {
+func (g *Filler) strings(n, width int, text func() string) arrow.ArrayData {
 	at, values := make([]int64, 1, n+1), []byte(nil)
 	if n > 0 && g.r.IntN(2) == 0 {
 		values = append(values, "nobody reads this"...)
@@ -315,10 +332,10 @@ func (g *filler) strings(n, width int, text func() string) arrow.ArrayData {
 		values = append(values, text()...)
 		at = append(at, int64(len(values)))
 	}
-	return array.NewData(arrow.BinaryTypes.String, n, []*memory.Buffer{nil, integers(at, width), memory.NewBufferBytes(values)}, nil, 0, 0)
+	return array.NewData(arrow.BinaryTypes.String, n, []*memory.Buffer{nil, Integers(at, width), memory.NewBufferBytes(values)}, nil, 0, 0)
 }
 
-func (g *filler) views(dt arrow.DataType, n int, bitmap *memory.Buffer, nulls int) arrow.ArrayData {
+func (g *Filler) views(dt arrow.DataType, n int, bitmap *memory.Buffer, nulls int) arrow.ArrayData {
 	buffers := []*memory.Buffer{bitmap, nil}
 	data := make([][]byte, g.r.IntN(3))
 	var headers []byte
@@ -347,7 +364,7 @@ func (g *filler) views(dt arrow.DataType, n int, bitmap *memory.Buffer, nulls in
 	return array.NewData(dt, n, buffers, nil, nulls, 0)
 }
 
-func (g *filler) listView(t arrow.ListLikeType, n int, bitmap *memory.Buffer, nulls int) arrow.ArrayData {
+func (g *Filler) listView(t arrow.ListLikeType, n int, bitmap *memory.Buffer, nulls int) arrow.ArrayData {
 	w := 4
 	if t.ID() == arrow.LARGE_LIST_VIEW {
 		w = 8
@@ -358,10 +375,10 @@ func (g *filler) listView(t arrow.ListLikeType, n int, bitmap *memory.Buffer, nu
 		offsets[i] = g.r.Int64N(int64(size) + 1)
 		sizes[i] = g.r.Int64N(min(4, int64(size)-offsets[i]) + 1)
 	}
-	return array.NewData(t, n, []*memory.Buffer{bitmap, integers(offsets, w), integers(sizes, w)}, []arrow.ArrayData{g.data(t.Elem(), size, t.ElemField().Nullable)}, nulls, 0)
+	return array.NewData(t, n, []*memory.Buffer{bitmap, Integers(offsets, w), Integers(sizes, w)}, []arrow.ArrayData{g.data(t.Elem(), size, t.ElemField().Nullable)}, nulls, 0)
 }
 
-func (g *filler) union(t arrow.UnionType, n int) arrow.ArrayData {
+func (g *Filler) union(t arrow.UnionType, n int) arrow.ArrayData {
 	fields, types := t.Fields(), t.TypeCodes()
 	codes, offsets, next := make([]int8, n), make([]int32, n), make([]int32, len(fields))
 	for i := range n {
@@ -369,7 +386,7 @@ func (g *filler) union(t arrow.UnionType, n int) arrow.ArrayData {
 		codes[i], offsets[i] = types[which], next[which]
 		next[which] += int32(g.r.IntN(3)) // a value twice, or skipped
 	}
-	buffers := []*memory.Buffer{nil, little(codes...)}
+	buffers := []*memory.Buffer{nil, Little(codes...)}
 	children := make([]arrow.ArrayData, len(fields))
 	for i, f := range fields {
 		size := n
@@ -379,19 +396,19 @@ func (g *filler) union(t arrow.UnionType, n int) arrow.ArrayData {
 		children[i] = g.data(f.Type, size, f.Nullable)
 	}
 	if t.Mode() == arrow.DenseMode {
-		buffers = append(buffers, little(offsets...))
+		buffers = append(buffers, Little(offsets...))
 	}
 	return array.NewData(t, n, buffers, children, 0, 0)
 }
 
 // fixed are n values of a type of fixed width that it allows.
-func (g *filler) fixed(dt arrow.DataType, n int) *memory.Buffer {
+func (g *Filler) fixed(dt arrow.DataType, n int) *memory.Buffer {
 	below := func(limit int64) *memory.Buffer {
 		values := make([]int64, n)
 		for i := range values {
 			values[i] = g.r.Int64N(limit)
 		}
-		return integers(values, width(dt))
+		return Integers(values, Width(dt))
 	}
 	switch t := dt.(type) {
 	case *arrow.Time32Type:
@@ -403,19 +420,19 @@ func (g *filler) fixed(dt arrow.DataType, n int) *memory.Buffer {
 		for i := range values {
 			values[i] = (g.r.Int64N(1e6) - 5e5) * 24 * 60 * 60 * 1000
 		}
-		return integers(values, 8)
+		return Integers(values, 8)
 	case arrow.DecimalType:
 		var b []byte
 		for range n {
 			// As many bytes as fit the digits, sign extended.
 			v := g.bytes(int(float64(t.GetPrecision()) * 0.415))
 			fill := byte(int8(v[len(v)-1]) >> 7)
-			for len(v) < width(dt) {
+			for len(v) < Width(dt) {
 				v = append(v, fill)
 			}
 			b = append(b, v...)
 		}
 		return memory.NewBufferBytes(b)
 	}
-	return memory.NewBufferBytes(g.bytes(n * width(dt)))
+	return memory.NewBufferBytes(g.bytes(n * Width(dt)))
 }

@@ -1,4 +1,4 @@
-package arrowio_test
+package arrowtest
 
 import (
 	"encoding/hex"
@@ -10,11 +10,11 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 )
 
-// plain are the values of an array in a form that another language can make
+// Plain are the values of an array in a form that another language can make
 // without Arrow's help: numbers as decimal text (floats as the number of their
 // bits), text and bytes as hexadecimal, lists and structs as lists, null as nil.
-// testdata/judge.py makes the same of the same array.
-func plain(a arrow.Array) []any {
+// arrowio/testdata/judge.py makes the same of the same array.
+func Plain(a arrow.Array) []any {
 	out := make([]any, a.Len())
 	for i := range out {
 		if !a.IsNull(i) || a.DataType().ID() == arrow.EXTENSION {
@@ -31,7 +31,7 @@ func plainValue(a arrow.Array, i int) any {
 	part := func(values arrow.Array, start, end int64) []any {
 		cut := array.NewSlice(values, start, end)
 		defer cut.Release()
-		return plain(cut)
+		return Plain(cut)
 	}
 	one := func(values arrow.Array, at int) any { return part(values, int64(at), int64(at)+1)[0] }
 	switch a := a.(type) {
@@ -126,10 +126,11 @@ func plainValue(a arrow.Array, i int) any {
 	panic(fmt.Sprintf("no plain values of %T", a))
 }
 
-func plainBatch(rec arrow.RecordBatch) [][]any {
+// PlainBatch is Plain of each column.
+func PlainBatch(rec arrow.RecordBatch) [][]any {
 	out := make([][]any, rec.NumCols())
 	for i, c := range rec.Columns() {
-		out[i] = plain(c)
+		out[i] = Plain(c)
 	}
 	return out
 }

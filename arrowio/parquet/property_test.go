@@ -1,0 +1,226 @@
+package parquet_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"pgregory.net/rapid"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/parquet"
+	"github.com/stokehold/stokehold/internal/arrowtest"
+)
+
+// holds reports whether Parquet can hold a type, as docs/PARQUET.md says.
+func holds(dt arrow.DataType) bool {
+	switch t := dt.(type) {
+	case arrow.UnionType:
+		return false
+	case *arrow.FixedSizeBinaryType:
+		return t.ByteWidth > 0
+	case arrow.DecimalType:
+		return t.GetScale() >= 0 && t.GetScale() <= t.GetPrecision()
+	case *arrow.DictionaryType:
+		switch t.ValueType.(type) {
+		case arrow.NestedType, arrow.ExtensionType, *arrow.DictionaryType:
+			return false
+		}
+		return holds(t.ValueType)
+	case arrow.ExtensionType:
+		return holds(t.StorageType())
+	case *arrow.RunEndEncodedType:
+		return holds(t.Encoded())
+	case *arrow.StructType:
+		if t.NumFields() == 0 {
+			return false
+		}
+	}
+	if t, ok := dt.(arrow.NestedType); ok {
+		for _, f := range t.Fields() {
+			if !holds(f.Type) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// losesValues reports whether Parquet holds the type but not all of its values.
+func losesValues(dt arrow.DataType) bool {
+	switch t := dt.(type) {
+	case *arrow.TimestampType:
+		return t.Unit == arrow.Second
+	case *arrow.MonthIntervalType, *arrow.DayTimeIntervalType, *arrow.MonthDayNanoIntervalType:
+		return true
+	case *arrow.DictionaryType:
+		return losesValues(t.ValueType)
+	case arrow.ExtensionType:
+		return losesValues(t.StorageType())
+	case *arrow.RunEndEncodedType:
+		return losesValues(t.Encoded())
+	case arrow.NestedType:
+		for _, f := range t.Fields() {
+			if nullsIn(f) || losesValues(f.Type) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func nullsIn(f arrow.Field) bool {
+	dt := f.Type
+	if ext, ok := dt.(arrow.ExtensionType); ok {
+		dt = ext.StorageType()
+	}
+	return !f.Nullable && dt.ID() == arrow.DICTIONARY
+}
+
+type fataler interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+func plainJSON(t fataler, rec arrow.RecordBatch) []byte {
+	t.Helper()
+	b, err := json.Marshal(arrowtest.PlainBatch(rec))
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return b
+}
+
+// roundTrip writes a batch and holds what is read back against it.
+func roundTrip(t fataler, rec arrow.RecordBatch, config parquet.WriterConfig, options parquet.ScanOptions) (file []byte) {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := config.NewWriter(&out, rec.Schema())
+	if err == nil {
+		err = w.Write(rec)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	var u *parquet.UnsupportedError
+	var v *parquet.ValueError
+	for _, f := range rec.Schema().Fields() {
+		switch {
+		case !holds(f.Type):
+			if !errors.As(err, &u) || u.Hint == "" {
+				t.Fatalf("%s: %v, want an UnsupportedError", f, err)
+			}
+			return nil
+		case (nullsIn(f) || losesValues(f.Type)) && errors.As(err, &v) && strings.HasPrefix(v.Column, f.Name):
+			return nil
+		}
+	}
+	if rec.NumCols() == 0 && errors.As(err, &u) {
+		return nil
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", rec.Schema(), err)
+	}
+	f, err := parquet.Open(bytes.NewReader(out.Bytes()), int64(out.Len()))
+	if err != nil {
+		t.Fatalf("%s: %v", rec.Schema(), err)
+	}
+	if got := f.Schema(); !got.Equal(rec.Schema()) || !got.Metadata().Equal(rec.Schema().Metadata()) || arrowio.Fingerprint(got) != arrowio.Fingerprint(rec.Schema()) {
+		t.Fatalf("schema %s\nwas %s", got, rec.Schema())
+	}
+	at := int64(0)
+	for got, err := range f.Scan(context.Background(), options) {
+		if err != nil {
+			t.Fatalf("%s: %v", rec.Schema(), err)
+		}
+		want := rec.NewSlice(at, at+got.NumRows())
+		if have, want := plainJSON(t, got), plainJSON(t, want); !bytes.Equal(have, want) {
+			t.Fatalf("%s\nhave %s\nwant %s", rec.Schema(), have, want)
+		}
+		// What other processes would be given must be valid to the last bit.
+		frame, err := arrowio.Encode(got, nil)
+		if err != nil {
+			t.Fatalf("frame %s: %v", rec.Schema(), err)
+		}
+		again, err := arrowio.Decode(frame, nil)
+		if err != nil {
+			t.Fatalf("%s: not valid: %v", rec.Schema(), err)
+		}
+		again.Release()
+		want.Release()
+		at += got.NumRows()
+	}
+	if at != rec.NumRows() {
+		t.Fatalf("%d rows of %d", at, rec.NumRows())
+	}
+	return out.Bytes()
+}
+
+// everyType is a schema for each type, nests over a few elements included.
+func everyType() (fields []arrow.Field) {
+	add := func(types ...arrow.DataType) {
+		for _, dt := range types {
+			fields = append(fields, arrow.Field{Name: dt.String(), Type: dt, Nullable: true})
+		}
+	}
+	add(arrowtest.Leaves()...)
+	add(arrowtest.Canonical()...)
+	for _, elem := range append(arrowtest.Leaves(), arrowtest.Canonical()...) {
+		add(arrowtest.Nests(elem)...)
+	}
+	for _, outer := range arrowtest.Nests(arrow.PrimitiveTypes.Int16) {
+		add(arrowtest.Nests(outer)...)
+	}
+	return append(fields, arrowtest.Unknown()...)
+}
+
+func TestEveryTypeRoundTrips(t *testing.T) {
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(1, 2)))
+	stored := 0
+	for _, f := range everyType() {
+		for _, rows := range []int{0, 1, 70} {
+			rec := g.Batch(arrow.NewSchema([]arrow.Field{f}, nil), rows)
+			if roundTrip(t, rec, parquet.WriterConfig{}, parquet.ScanOptions{}) != nil {
+				stored++
+			}
+			if rows > 3 {
+				cut := rec.NewSlice(3, int64(rows)-2)
+				roundTrip(t, cut, parquet.WriterConfig{}, parquet.ScanOptions{BatchRows: 7})
+				cut.Release()
+			}
+			rec.Release()
+		}
+	}
+	if stored < 1000 {
+		t.Errorf("only %d batches were stored", stored)
+	}
+}
+
+func TestRandomBatchesRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		fields := make([]arrow.Field, rapid.IntRange(1, 4).Draw(t, "columns"))
+		for i := range fields {
+			fields[i] = arrowtest.DrawField(t, 3)
+			if !holds(fields[i].Type) && rapid.IntRange(0, 9).Draw(t, "keep") > 0 {
+				fields[i].Type = arrow.ListOf(arrow.PrimitiveTypes.Int8)
+			}
+		}
+		rec := arrowtest.DrawRows(t, fields)
+		defer rec.Release()
+		config := parquet.WriterConfig{
+			Compression:  rapid.SampledFrom([]parquet.Compression{parquet.Zstd, parquet.Snappy, parquet.Uncompressed}).Draw(t, "compression"),
+			PageBytes:    rapid.SampledFrom([]int{0, 1024}).Draw(t, "page"),
+			RowGroupRows: rapid.Int64Range(0, 20).Draw(t, "group"),
+			Concurrency:  rapid.IntRange(0, 3).Draw(t, "columns at once"),
+		}
+		file := roundTrip(t, rec, config, parquet.ScanOptions{BatchRows: rapid.IntRange(0, 20).Draw(t, "batch"), Concurrency: rapid.IntRange(0, 2).Draw(t, "decoded at once")})
+		if again := roundTrip(t, rec, config, parquet.ScanOptions{}); !bytes.Equal(file, again) {
+			t.Fatalf("%s: the same batch gives another file", rec.Schema())
+		}
+	})
+}
