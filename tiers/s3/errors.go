@@ -59,7 +59,7 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 		return fmt.Errorf("s3: %s %s: %w: %s says %s (%s)", op, what, kind, s.Endpoint, res.Code, hint)
 	}
 	switch res.Code {
-	case minio.NoSuchKey, minio.NoSuchVersion, "MethodNotAllowed": // the last for a marker of deletion
+	case minio.NoSuchKey, minio.NoSuchVersion:
 		return fmt.Errorf("s3: %s %s: %w", op, what, tiers.ErrNotFound)
 	case minio.NoSuchBucket:
 		return fmt.Errorf("s3: %s %s: %w: %s at %s (create it, or let CreateBucket do so)", op, what, ErrBucket, s.Bucket, s.Endpoint)
