@@ -128,13 +128,13 @@ type SweptObjects struct {
 func SweepObjects(ctx context.Context, c ObjectSweep) (done SweptObjects, err error) {
 	var faults []error
 	if c.Store == nil || c.Referenced == nil {
-		faults = append(faults, errors.New("Store and Referenced are required"))
+		faults = append(faults, errors.New("no Store or no Referenced"))
 	}
 	if c.Prefix == "" || c.Deployment == "" {
-		faults = append(faults, errors.New("Prefix and Deployment are required"))
+		faults = append(faults, errors.New("no Prefix or no Deployment"))
 	}
 	if c.Grace < MinGrace {
-		faults = append(faults, fmt.Errorf("Grace of %s: at least %s", c.Grace, MinGrace))
+		faults = append(faults, fmt.Errorf("a Grace of %s: want at least %s", c.Grace, MinGrace))
 	}
 	if len(faults) > 0 {
 		return done, fmt.Errorf("tiers: sweep: %w", errors.Join(faults...))

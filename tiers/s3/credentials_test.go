@@ -275,7 +275,8 @@ func TestSecretsStayIn(t *testing.T) {
 		slog.New(h).LogAttrs(context.Background(), slog.LevelInfo, "x", slog.Any("cfg", cfg), slog.Any("err", wrong), slog.Any("err", down), slog.Any("found", s.Guarantees()))
 	}
 	for _, out := range []string{log.String(), string(asJSON), fmt.Sprintf("%v %+v %#v %s", cfg, cfg, &cfg, cfg), fmt.Sprintf("%v %+v %#v", s, s, s), wrong.Error(), down.Error()} {
-		for _, secret := range []string{m.AccessKey, m.SecretKey, "the-customer", fmt.Sprint([]byte("the-customer"))} {
+		// The last are the key's first bytes as fmt prints a slice.
+		for _, secret := range []string{m.AccessKey, m.SecretKey, "the-customer", "116 104 101 45"} {
 			if strings.Contains(out, secret) {
 				t.Errorf("%q in %.200q", secret, out)
 			}
