@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -72,7 +73,7 @@ func parquetGroup(s settings) (rows []benchtable.Row, err error) {
 		}
 		rows = append(rows, more...)
 	}
-	slices.SortFunc(rows, func(a, b benchtable.Row) int { return bytes.Compare([]byte(a.Case), []byte(b.Case)) })
+	slices.SortFunc(rows, func(a, b benchtable.Row) int { return strings.Compare(a.Case, b.Case) })
 	return rows, nil
 }
 
