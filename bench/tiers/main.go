@@ -26,13 +26,14 @@ type settings struct {
 	only       string
 	python     string
 	cpuprofile string
+	group      string
 }
 
 func (s settings) wants(name string) bool { return strings.Contains(name, s.only) }
 
 // groups are the parts of the benchmark, each with its rows of the table.
 func groups() map[string]func(settings) ([]benchtable.Row, error) {
-	return map[string]func(settings) ([]benchtable.Row, error){"parquet": parquetGroup}
+	return map[string]func(settings) ([]benchtable.Row, error){"parquet": parquetGroup, "s3": s3Group}
 }
 
 func run() error {
@@ -41,10 +42,14 @@ func run() error {
 	flag.StringVar(&s.only, "only", "", "run the cases whose names contain this")
 	flag.StringVar(&s.python, "python", ".venv/bin/python", "a Python with pyarrow")
 	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "write a CPU profile of our side")
+	flag.StringVar(&s.group, "group", "", "run this group alone: parquet or s3")
 	out := flag.String("o", ".bench/tiers.json", "where the table goes as JSON")
 	flag.Parse()
 	var rows []benchtable.Row
 	for name, group := range groups() {
+		if s.group != "" && s.group != name {
+			continue
+		}
 		more, err := group(s)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -59,7 +64,7 @@ func run() error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	if s.only != "" { // a part of the table is not the table
+	if s.only != "" || s.group != "" { // a part of the table is not the table
 		return nil
 	}
 	return benchtable.Write(*out, rows)

@@ -4,6 +4,7 @@ package objectdir
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +14,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -24,13 +27,18 @@ const MaxObjectBytes = 1 << 30
 
 const tempPrefix = ".put-"
 
-// Store implements tiers.ObjectStore and tiers.Syncer. Safe for concurrent use,
-// also by several processes.
+// Store implements tiers.ObjectStore and each of its optional powers. Safe for
+// concurrent use, also by several processes.
 type Store struct{ dir string }
 
 var (
-	_ tiers.ObjectStore = (*Store)(nil)
-	_ tiers.Syncer      = (*Store)(nil)
+	_ tiers.ObjectStore    = (*Store)(nil)
+	_ tiers.Syncer         = (*Store)(nil)
+	_ tiers.RangeReader    = (*Store)(nil)
+	_ tiers.AbsentPutter   = (*Store)(nil)
+	_ tiers.PartialSweeper = (*Store)(nil)
+	_ tiers.Clock          = (*Store)(nil)
+	_ tiers.Guarantor      = (*Store)(nil)
 )
 
 // Open uses dir, which is created with mode 0700 if it is missing.
@@ -60,8 +68,38 @@ func (s *Store) path(op, key string) (string, error) {
 	return filepath.Join(s.dir, filepath.FromSlash(key)), nil
 }
 
-// Put implements tiers.ObjectStore.
+// Guarantees implements tiers.Guarantor: what a local file system keeps. Hashes
+// are compared before the file gets its name.
+func (s *Store) Guarantees() tiers.Guarantees {
+	return tiers.Guarantees{
+		Syncs: true, ConditionalPut: true, MostWinners: 1, ConditionalMultipart: true,
+		ReadAfterWrite: true, ListAfterWrite: true, Checksums: []string{"SHA256"},
+	}
+}
+
+// Put implements tiers.ObjectStore. If key names a SHA-256 (tiers.KeySum) and body
+// has another, the error wraps arrowio.ErrCorrupt and nothing is stored.
 func (s *Store) Put(ctx context.Context, key string, body []byte) error {
+	return s.store(ctx, key, body, os.Rename)
+}
+
+// PutIfAbsent implements tiers.AbsentPutter; of several concurrent calls, also of
+// several processes, one wins.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, body []byte) error {
+	err := s.store(ctx, key, body, func(temp, path string) error {
+		if err := os.Link(temp, path); err != nil {
+			return err
+		}
+		return os.Remove(temp)
+	})
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("objectdir: put %s: %w", key, tiers.ErrExists)
+	}
+	return err
+}
+
+// store writes body; name gives the whole file its name.
+func (s *Store) store(ctx context.Context, key string, body []byte, name func(temp, path string) error) error {
 	path, err := s.path("put", key)
 	if err != nil {
 		return err
@@ -72,13 +110,21 @@ func (s *Store) Put(ctx context.Context, key string, body []byte) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("objectdir: put %s: %w", key, err)
 	}
-	if err := s.put(path, body); err != nil {
+	if want, ok := tiers.KeySum(key); ok {
+		if got := sha256.Sum256(body); got != want {
+			return fmt.Errorf("objectdir: put %s: %w: its SHA-256 is %x", key, arrowio.ErrCorrupt, got)
+		}
+	}
+	if err := s.put(ctx, path, body, name); err != nil {
 		return fmt.Errorf("objectdir: put %s: %w", key, err)
 	}
 	return nil
 }
 
-func (s *Store) put(path string, body []byte) error {
+// writeBytes is written between looks at the context.
+const writeBytes = 4 << 20
+
+func (s *Store) put(ctx context.Context, path string, body []byte, name func(temp, path string) error) error {
 	if err := s.mkdir(filepath.Dir(path)); err != nil {
 		return err
 	}
@@ -86,12 +132,17 @@ func (s *Store) put(path string, body []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(body)
+	for rest := body; err == nil && len(rest) > 0; {
+		n := min(len(rest), writeBytes)
+		if _, err = f.Write(rest[:n]); err == nil {
+			rest, err = rest[n:], ctx.Err()
+		}
+	}
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = name(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
@@ -134,34 +185,119 @@ func (s *Store) Get(ctx context.Context, key string) ([]byte, error) {
 		return nil, fmt.Errorf("objectdir: get %s: %w", key, err)
 	}
 	body, err := read(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, fmt.Errorf("objectdir: get %s: %w", key, tiers.ErrNotFound)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("objectdir: get %s: %w", key, err)
+		return nil, failed("get", key, err)
 	}
 	return body, nil
 }
 
 func read(path string) (body []byte, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, size, err := open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
+	if size > MaxObjectBytes {
+		return nil, fmt.Errorf("%d bytes, at most %d: %w", size, int64(MaxObjectBytes), tiers.ErrTooLarge)
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fs.ErrNotExist
-	}
-	if info.Size() > MaxObjectBytes {
-		return nil, fmt.Errorf("%d bytes, at most %d: %w", info.Size(), int64(MaxObjectBytes), tiers.ErrTooLarge)
-	}
-	body = make([]byte, info.Size())
+	body = make([]byte, size)
 	_, err = io.ReadFull(f, body)
 	return body, err
+}
+
+// open opens a regular file, not through a link.
+func open(path string) (*os.File, int64, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, info.Size(), nil
+}
+
+// ReadRange implements tiers.RangeReader.
+func (s *Store) ReadRange(ctx context.Context, key string, offset int64, dst []byte) (n int, err error) {
+	path, err := s.path("read", key)
+	if err != nil {
+		return 0, err
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("objectdir: read %s: %w", key, err)
+	}
+	if offset < 0 {
+		return 0, fmt.Errorf("objectdir: read %s: %w: offset %d", key, tiers.ErrName, offset)
+	}
+	f, _, err := open(path)
+	if err != nil {
+		return 0, failed("read", key, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	n, err = f.ReadAt(dst, offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("objectdir: read %s: %w", key, err)
+	}
+	return n, err
+}
+
+// failed gives an error its sentinel.
+func failed(op, key string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		err = tiers.ErrNotFound
+	}
+	return fmt.Errorf("objectdir: %s %s: %w", op, key, err)
+}
+
+// Now implements tiers.Clock: the file system's time, which may be a server's.
+func (s *Store) Now(context.Context) (now time.Time, err error) {
+	f, err := os.CreateTemp(s.dir, tempPrefix+"*")
+	if err != nil {
+		return now, fmt.Errorf("objectdir: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	info, err := f.Stat()
+	if err != nil {
+		return now, fmt.Errorf("objectdir: %w", err)
+	}
+	return info.ModTime(), nil
+}
+
+// SweepPartial implements tiers.PartialSweeper: files whose writing a crash cut off.
+func (s *Store) SweepPartial(ctx context.Context, grace time.Duration) (removed int, err error) {
+	now, err := s.Now(ctx)
+	if err != nil {
+		return 0, err
+	}
+	err = filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.Type().IsRegular() || !strings.HasPrefix(d.Name(), tempPrefix) {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && now.Sub(info.ModTime()) >= grace {
+			if err = os.Remove(path); err == nil {
+				removed++
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return removed, fmt.Errorf("objectdir: sweep: %w", err)
+	}
+	return removed, nil
 }
 
 // Delete implements tiers.ObjectStore.

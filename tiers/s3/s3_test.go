@@ -22,18 +22,29 @@ import (
 // does not show.
 
 func config(endpoint string) s3.Config {
-	return s3.Config{Endpoint: endpoint, Bucket: "stokehold", AccessKey: "key-id", SecretKey: "hush-hush", SessionToken: "also-hush"}
+	return s3.Config{Endpoint: endpoint, Bucket: "stokehold", AccessKey: "key-id", SecretKey: "hush-hush", SessionToken: "also-hush", NoProbe: true}
 }
 
 func TestOpenNamesEveryFault(t *testing.T) {
-	_, err := s3.Open(t.Context(), s3.Config{Endpoint: "ftp://x", MaxObjectBytes: -1})
+	_, err := s3.Open(t.Context(), s3.Config{
+		Endpoint: "ftp://x", MaxObjectBytes: -1, SecretKey: "hush", SessionToken: "hush", Addressing: "dns",
+		CAFile: "/no/such/ca", ClientCert: "/no/such/cert", Proxy: "gopher://user:hush@h", Encryption: "rot13",
+		CustomerKey: []byte("hush"), KMSKeyID: "k", StorageClass: "cold ice", PartBytes: 1, Concurrency: 1000,
+		Retries: -1, StallTimeout: -1, STSEndpoint: "sts",
+	})
 	if !errors.Is(err, s3.ErrConfig) {
 		t.Fatalf("got %v", err)
 	}
-	for _, want := range []string{"endpoint", "bucket", "access key", "MaxObjectBytes"} {
+	for _, want := range []string{
+		"endpoint", "bucket", "access key", "session token", "MaxObjectBytes", "addressing", "CA file", "client certificate", "proxy",
+		"encryption", "customer key", "KMS key", "storage class", "PartBytes", "Concurrency", "Retries", "StallTimeout", "STS endpoint",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not name the %s", err, want)
 		}
+	}
+	if strings.Contains(err.Error(), "hush") {
+		t.Errorf("secret in %q", err)
 	}
 }
 

@@ -1,5 +1,6 @@
 // Package tierstest proves that a driver of the cold tier keeps the contract of
-// tiers.ObjectStore. Every driver's own tests call it.
+// tiers.ObjectStore, and that of each optional power that it has. Every driver's own
+// tests call it.
 package tierstest
 
 import (
@@ -34,17 +35,28 @@ func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
 		{"listing can be left", listingLeft},
 		{"ended contexts", ended},
 		{"at once", atOnce},
+		{"several writers of one key", severalWriters},
 		{"URIs tell objects apart", uris},
+		{"more keys than a page has", manyKeys},
+		{"content that the key does not name", wrongContent},
+		{"ranges", ranges},
+		{"only if absent", ifAbsent},
+		{"cancelled on the way", cancelled},
+		{"two owners", owners},
+		{"sweeping", sweeping},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), caseTimeout)
 			defer cancel()
 			c.run(ctx, t, open(t))
 		})
 	}
 }
 
-const prefix = "tierstest/"
+const (
+	prefix      = "tierstest/"
+	caseTimeout = 2 * time.Minute
+)
 
 func body(size int) []byte {
 	b := make([]byte, size)
@@ -121,7 +133,7 @@ func absent(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 
 func badKeys(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 	t.Helper()
-	for _, key := range []string{"", "/abs", "../up", "a/../../b", "a//b", "a/", ".hidden", "nul\x00", "\xff", strings.Repeat("k", 600)} {
+	for _, key := range []string{"", "/abs", "../up", "a/../../b", "a/../b", "..", "a//b", "a/", ".hidden", "a/./b", "nul\x00", "line\n", "\x1b[2J", "back\\slash", "\xff", strings.Repeat("k", 600)} {
 		if err := s.Put(ctx, key, []byte("x")); !errors.Is(err, tiers.ErrName) {
 			t.Errorf("put %.20q: %v, want ErrName", key, err)
 		}
@@ -130,6 +142,16 @@ func badKeys(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 		}
 		if err := s.Delete(ctx, key); !errors.Is(err, tiers.ErrName) {
 			t.Errorf("delete %.20q: %v, want ErrName", key, err)
+		}
+		if r, ok := s.(tiers.RangeReader); ok {
+			if _, err := r.ReadRange(ctx, key, 0, make([]byte, 1)); !errors.Is(err, tiers.ErrName) {
+				t.Errorf("read %.20q: %v, want ErrName", key, err)
+			}
+		}
+		if p, ok := s.(tiers.AbsentPutter); ok {
+			if err := p.PutIfAbsent(ctx, key, []byte("x")); !errors.Is(err, tiers.ErrName) {
+				t.Errorf("put %.20q if absent: %v, want ErrName", key, err)
+			}
 		}
 	}
 }
@@ -215,6 +237,9 @@ func ended(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 	}
 	if _, err := s.Get(ctx, prefix+"late"); !errors.Is(err, context.Canceled) {
 		t.Errorf("get: %v", err)
+	}
+	if err := s.Delete(ctx, prefix+"late"); !errors.Is(err, context.Canceled) {
+		t.Errorf("delete: %v", err)
 	}
 	var last error
 	for _, err := range s.List(ctx, prefix) {

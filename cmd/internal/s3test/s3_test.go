@@ -51,7 +51,22 @@ func TestDriver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g := s.Guarantees()
+	t.Logf("%+v", g)
+	if g.Probed.IsZero() || !g.ReadAfterWrite || !g.ListAfterWrite || g.Syncs || len(g.Notes) > 0 {
+		t.Errorf("the probe found %+v", g)
+	}
 	tierstest.RunObjectStore(t, func(*testing.T) tiers.ObjectStore { return s })
+	t.Run("in parts", func(t *testing.T) {
+		cfg := config(e)
+		cfg.PartBytes = 5 << 20
+		parts, err := s3.Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer parts.Close()
+		tierstest.RunObjectStore(t, func(*testing.T) tiers.ObjectStore { return parts })
+	})
 	if s.Syncs() {
 		t.Error("the gateway does not sync, and the driver says it does")
 	}
