@@ -425,7 +425,7 @@ func (s *Store) sweepWarm(ctx context.Context, dataset string, next uint64) erro
 		if len(digests) < 2 {
 			continue
 		}
-		e, _, err := s.entry(ctx, dataset, seq)
+		e, err := s.entry(ctx, dataset, seq, false)
 		if err != nil {
 			return err
 		}

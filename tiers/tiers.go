@@ -28,6 +28,10 @@ var (
 	ErrTooLarge = errors.New("too large")
 	// ErrClosed means the store is closed.
 	ErrClosed = errors.New("store is closed")
+	// ErrFormat means the catalog is encoded in a way that this version does not know.
+	ErrFormat = errors.New("unknown catalog format")
+	// ErrExpired means the batch existed and was removed when its time was over.
+	ErrExpired = errors.New("batch has expired")
 	// ErrNoArena means a batch was wanted in shared memory and the store has no arena.
 	ErrNoArena = errors.New("store has no arena")
 )
@@ -140,4 +144,7 @@ type Head struct {
 	Sealed      bool   `json:"sealed"`
 	Epoch       uint64 `json:"epoch"` // grows with each writer
 	Fence       Fence  `json:"fence"`
+	// Labels say what the data are, for policies: pii, residency:eu. Writers carry
+	// them from commit to commit.
+	Labels []string `json:"labels,omitempty"`
 }
