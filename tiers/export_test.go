@@ -99,3 +99,12 @@ const (
 	BlockBatches  = blockBatches
 	CatalogFormat = catalogFormat
 )
+
+// SetLeaseTTL makes the leases of s, and those that it observes, end sooner.
+func SetLeaseTTL(s *Store, ttl time.Duration) { s.leaseTTL = ttl }
+
+// WarmPath is where the warm file of a batch is.
+func WarmPath(s *Store, ref arrowio.Ref) (string, error) {
+	l, _ := ref.In(arrowio.Warm)
+	return s.warm.path(ref.Dataset, ref.Sequence, l.SHA256)
+}

@@ -86,6 +86,9 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 			seq++
 		}
 	}
+	if e.State == Expired {
+		return nil, fmt.Errorf("%s: %w", e.Ref.ID(), ErrExpired)
+	}
 	b, err := r.store.open(ctx, e.Ref, toArena)
 	if err == nil {
 		r.store.count(b)

@@ -48,7 +48,12 @@ type Store struct {
 	watermarks sync.Map
 	blocks     blocks
 	uses       uses
-	finished  bell // rung when a stage of this process has finished with a dataset
+	sightings  sightings
+	leaseTTL   time.Duration
+	moves      moves
+	healing    keyed
+	background sync.WaitGroup
+	finished   bell // rung when a stage of this process has finished with a dataset
 
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.
@@ -61,6 +66,10 @@ type bus interface {
 	Publish(ctx context.Context, evs ...events.Event) error
 	Subscribe(ctx context.Context, s events.Subscription, h events.Handler) (*events.Consumer, error)
 }
+
+// defaultMoveConcurrency is enough to hide an object store's latency and too few to
+// take the disk from those who write.
+const defaultMoveConcurrency = 4
 
 var validPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
@@ -97,13 +106,20 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.HotWait < 0 {
 		faults = append(faults, fmt.Errorf("config: HotWait %s is negative", cfg.HotWait))
 	}
+	if cfg.MoveBytesPerSecond < 0 || cfg.MoveConcurrency < 0 {
+		faults = append(faults, fmt.Errorf("config: moves of %d bytes/s, %d at once: want numbers above 0, or 0 for the defaults", cfg.MoveBytesPerSecond, cfg.MoveConcurrency))
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
+	if cfg.MoveConcurrency == 0 {
+		cfg.MoveConcurrency = defaultMoveConcurrency
+	}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
+	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
 	s.advertise = cfg.Advertise
 	var err error
@@ -127,6 +143,7 @@ func (s *Store) Close(ctx context.Context) error {
 		return nil
 	}
 	s.uses.wg.Wait()
+	s.background.Wait()
 	if err := s.flushUses(ctx); err != nil {
 		s.log.WarnContext(ctx, "when batches were last read is not written down", "error", err)
 	}
@@ -199,6 +216,9 @@ func (s *Store) Ref(ctx context.Context, dataset string, seq uint64) (arrowio.Re
 	e, err := s.entry(ctx, dataset, seq, false)
 	if err != nil {
 		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: err}
+	}
+	if e.State == Expired {
+		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: ErrExpired}
 	}
 	return e.Ref, nil
 }

@@ -81,7 +81,12 @@ type Config struct {
 	Warm    string      // directory of the warm tier, created 0700
 	Cold    ObjectStore // nil: no cold tier
 	Prefix  string      // of KV bucket names; default "stokehold"
-	Logger  *slog.Logger
+	// MoveBytesPerSecond bounds what all migrations of this process copy together, in
+	// bytes of Arrow data; 0: no bound. MoveConcurrency is how many copy at once;
+	// default 4.
+	MoveBytesPerSecond int64
+	MoveConcurrency    int
+	Logger             *slog.Logger
 	// Peers opens batches that other processes hold: in shared memory on this host,
 	// or on other hosts. It is asked for what is not in an arena of this process,
 	// before the warm tier. Its batches must be valid (see arrowio.Resolver); the

@@ -156,7 +156,7 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 		return usagef("%s: %w", cmd.CommandPath(), err)
 	})
 	config.Flags(root.PersistentFlags())
-	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.shm(), a.version())
+	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.shm(), a.data(), a.version())
 	for _, c := range []*cobra.Command{a.run(), a.runs(), a.events(), a.models()} {
 		config.ServerFlags(c.Flags())
 		root.AddCommand(c)

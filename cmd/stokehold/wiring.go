@@ -35,6 +35,13 @@ func newPlatform() platform {
 			}
 			return observe(app, cfg, defs), nil
 		},
+		Data: func(ctx context.Context, cfg config.Config) (dataSystem, error) {
+			app, err := connect(ctx, cfg, stokehold.Maintaining())
+			if err != nil {
+				return nil, err
+			}
+			return stored{app.Store, app}, nil
+		},
 		Host: host,
 		Feed: feed,
 		Survey: func(ctx context.Context, dir string) (handoff.Survey, error) {
