@@ -47,34 +47,35 @@ type block struct {
 	Entries []entry `json:"entries"`
 }
 
-var blockCodec = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
+// blockCodec compresses blocks. Safe for concurrent use.
+type blockCodec struct {
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+func newBlockCodec() (blockCodec, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2))
 	if err != nil {
-		panic(err) // of constant options
+		return blockCodec{}, err
 	}
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxBlockBytes), zstd.WithDecoderConcurrency(2))
-	if err != nil {
-		panic(err)
-	}
-	return enc, dec
-})
+	return blockCodec{enc, dec}, err
+}
 
-func encodeBlock(b block) ([]byte, error) {
+func (c blockCodec) encode(b block) ([]byte, error) {
 	raw, err := json.Marshal(b)
 	if err != nil {
 		return nil, err
 	}
-	enc, _ := blockCodec()
-	return enc.EncodeAll(raw, []byte{blockVersion}), nil
+	return c.enc.EncodeAll(raw, []byte{blockVersion}), nil
 }
 
-func decodeBlock(raw []byte) (block, error) {
+func (c blockCodec) decode(raw []byte) (block, error) {
 	var b block
 	if len(raw) == 0 || raw[0] != blockVersion {
 		return b, fmt.Errorf("%w: block of an unknown version", ErrFormat)
 	}
-	_, dec := blockCodec()
-	text, err := dec.DecodeAll(raw[1:], nil)
+	text, err := c.dec.DecodeAll(raw[1:], nil)
 	if err != nil {
 		return b, fmt.Errorf("%w: block: %w", arrowio.ErrCorrupt, err)
 	}
@@ -97,7 +98,7 @@ func (c *catalog) getBlock(ctx context.Context, key string) (block, uint64, erro
 	if err != nil {
 		return block{}, 0, fmt.Errorf("catalog: get %s: %w", key, err)
 	}
-	b, err := decodeBlock(e.Value())
+	b, err := c.blocks.decode(e.Value())
 	if err != nil {
 		return block{}, 0, fmt.Errorf("catalog: %s: %w", key, err)
 	}
@@ -105,7 +106,7 @@ func (c *catalog) getBlock(ctx context.Context, key string) (block, uint64, erro
 }
 
 func (c *catalog) setBlock(ctx context.Context, key string, b block, rev uint64) error {
-	raw, err := encodeBlock(b)
+	raw, err := c.blocks.encode(b)
 	if err != nil {
 		return fmt.Errorf("catalog: encode %s: %w", key, err)
 	}
@@ -266,7 +267,7 @@ func (s *Store) changeBlock(ctx context.Context, dataset, name string, seqs []ui
 	return fmt.Errorf("catalog: %s: lost %d compare-and-sets in a row", key, maxRaces)
 }
 
-// keyed entries of one block, with their revisions.
+// revised is an entry under its key, and the key's revision.
 type revised struct {
 	entry entry
 	rev   uint64

@@ -32,6 +32,7 @@ type catalog struct {
 	stream jetstream.Stream
 	conn   *nats.Conn
 	bucket string
+	blocks blockCodec
 }
 
 // catalogFormat is the encoding that this package writes. Version 1 had a key for
@@ -104,7 +105,11 @@ func openCatalog(ctx context.Context, nc *nats.Conn, prefix string) (*catalog, e
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s_catalog: %w", prefix, err)
 	}
-	c := &catalog{kv: kv, stream: stream, conn: nc, bucket: prefix + "_catalog"}
+	codec, err := newBlockCodec()
+	if err != nil {
+		return nil, err
+	}
+	c := &catalog{blocks: codec, kv: kv, stream: stream, conn: nc, bucket: prefix + "_catalog"}
 	return c, c.checkFormat(ctx)
 }
 

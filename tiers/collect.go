@@ -129,9 +129,12 @@ func (w *warm) walk(take func(Orphan) error) error {
 			continue // .stage, or not ours
 		}
 		err = w.files(dataset, func(seq uint64, digest string) error {
-			path, err := w.path(dataset, seq, digest)
-			if err != nil {
-				return nil // not a name that this package gives
+			path, pathErr := w.path(dataset, seq, digest)
+			if errors.Is(pathErr, arrowio.ErrCorrupt) { // not a name that this package gives
+				return nil
+			}
+			if pathErr != nil {
+				return pathErr
 			}
 			info, err := os.Lstat(path)
 			if errors.Is(err, fs.ErrNotExist) {

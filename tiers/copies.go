@@ -200,12 +200,10 @@ func (s *Store) rewrite(ctx context.Context, ref arrowio.Ref, old arrowio.Locati
 	})
 }
 
-// clipReason keeps an error small enough for an event.
+// maxReason bounds an error's text in an event.
+const maxReason = 500
+
 func clipReason(err error) string {
-	const most = 500
-	if s := err.Error(); len(s) > most {
-		return s[:most]
-	} else {
-		return s
-	}
+	s := err.Error()
+	return s[:min(len(s), maxReason)]
 }

@@ -25,12 +25,16 @@ import (
 // eventually polls a condition for at most ten seconds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
 			t.Fatalf("%s: not within 10 s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -326,6 +330,7 @@ func TestMoverChild(t *testing.T) {
 // A process that is killed at any step of a move leaves a batch that can be read and
 // verified at once, and a move that another process completes.
 func TestKilledMover(t *testing.T) {
+	t.Parallel()
 	for _, to := range []arrowio.Tier{arrowio.Cold, arrowio.Warm} {
 		for _, point := range []string{"moved intent", "put", "moved copy", "moved verify", "flipped", "moved flip", "moved announce", "moved drop"} {
 			t.Run(fmt.Sprintf("%s/%s", to, strings.ReplaceAll(point, " ", "-")), func(t *testing.T) {

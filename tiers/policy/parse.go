@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path"
 	"regexp"
 	"slices"
@@ -164,7 +165,7 @@ func (p *parser) text(dst *string, at string) func(*yaml.Node) {
 func (p *parser) fraction(dst *float64, at string) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		f, err := strconv.ParseFloat(n.Value, 64)
-		if n.Kind != yaml.ScalarNode || err != nil || !(f > 0 && f <= 1) {
+		if n.Kind != yaml.ScalarNode || err != nil || math.IsNaN(f) || f <= 0 || f > 1 {
 			p.fault(n, at, "want a number above 0 and at most 1")
 			return
 		}

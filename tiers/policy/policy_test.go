@@ -27,6 +27,10 @@ func golden(t testing.TB) *policy.Set {
 	return set
 }
 
+func by(a policy.Action, rule string) policy.Decision {
+	return policy.Decision{Action: a, Policy: "flights", Rule: rule}
+}
+
 func TestGoldenPolicy(t *testing.T) {
 	set := golden(t)
 	for _, c := range []struct {
@@ -35,13 +39,13 @@ func TestGoldenPolicy(t *testing.T) {
 		want policy.Decision
 	}{
 		{"fresh", policy.Facts{Age: time.Hour, Idle: time.Hour, Next: -1, Tiers: []string{"warm"}}, policy.Decision{}},
-		{"old and idle", policy.Facts{Age: 8 * day, Idle: 2 * day, Next: -1, Tiers: []string{"warm"}}, policy.Decision{policy.Evict, "flights", "old-goes-cold"}},
+		{"old and idle", policy.Facts{Age: 8 * day, Idle: 2 * day, Next: -1, Tiers: []string{"warm"}}, by(policy.Evict, "old-goes-cold")},
 		{"old and read today", policy.Facts{Age: 8 * day, Idle: time.Hour, Next: -1, Tiers: []string{"warm"}}, policy.Decision{}},
 		{"old and evicted already", policy.Facts{Age: 8 * day, Idle: 2 * day, Next: -1, Tiers: []string{"cold"}}, policy.Decision{}},
-		{"old and needed in a minute", policy.Facts{Age: 8 * day, Idle: 2 * day, Next: time.Minute, Tiers: []string{"warm"}}, policy.Decision{policy.Pin, "flights", "needed-soon"}},
-		{"personal", policy.Facts{Age: 2 * day, Next: -1, Labels: []string{"residency:eu", "pii"}, Tiers: []string{"warm"}}, policy.Decision{policy.Evict, "flights", "personal-data-leaves-early"}},
-		{"over its time", policy.Facts{Age: 366 * day, Next: -1, Tiers: []string{"cold"}}, policy.Decision{policy.Expire, "flights", "ttl"}},
-		{"large, under pressure", policy.Facts{Age: time.Hour, Next: -1, Size: 20 << 20, Pressure: 0.85, Tiers: []string{"warm"}}, policy.Decision{policy.Move, "flights", "copy-large-under-pressure"}},
+		{"old and needed in a minute", policy.Facts{Age: 8 * day, Idle: 2 * day, Next: time.Minute, Tiers: []string{"warm"}}, by(policy.Pin, "needed-soon")},
+		{"personal", policy.Facts{Age: 2 * day, Next: -1, Labels: []string{"residency:eu", "pii"}, Tiers: []string{"warm"}}, by(policy.Evict, "personal-data-leaves-early")},
+		{"over its time", policy.Facts{Age: 366 * day, Next: -1, Tiers: []string{"cold"}}, by(policy.Expire, "ttl")},
+		{"large, under pressure", policy.Facts{Age: time.Hour, Next: -1, Size: 20 << 20, Pressure: 0.85, Tiers: []string{"warm"}}, by(policy.Move, "copy-large-under-pressure")},
 		{"large, under pressure, copied", policy.Facts{Age: time.Hour, Next: -1, Size: 20 << 20, Pressure: 0.85, Tiers: []string{"warm", "cold"}}, policy.Decision{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
