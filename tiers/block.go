@@ -308,6 +308,9 @@ func (s *Store) compactBlock(ctx context.Context, name string, n uint64) error {
 		}
 		if fresh {
 			if len(keys) != blockBatches {
+				if _, _, err := s.catalog.getBlock(ctx, key); err == nil {
+					continue // another one has stored it since, and removes the keys
+				}
 				return fmt.Errorf("%w: block %d has %d keys of %d", ErrNotFound, n, len(keys), blockBatches)
 			}
 			b.Entries = make([]entry, blockBatches)
