@@ -78,11 +78,16 @@ type options struct {
 	types     []events.Type
 	policies  []fs.FS
 	observing bool
+	data      bool // although observing
 }
 
 // Observing connects without a data plane: Store and Hot stay nil, no shared
 // memory is reserved, and Work fails. For programs that only look.
 func Observing() Option { return func(o *options) { o.observing = true } }
+
+// Maintaining is Observing with a Store, which has no shared memory: for programs
+// that list, verify and move what is on disk and in the object store.
+func Maintaining() Option { return func(o *options) { o.observing, o.data = true, true } }
 
 // WithEventTypes registers event types of the user's own.
 func WithEventTypes(types ...events.Type) Option {
@@ -300,6 +305,9 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.Models, err = models.Open(ctx, models.Config{
 		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
 	})
+	if err == nil && o.data {
+		return a.openStored(ctx, cold)
+	}
 	if err != nil || o.observing {
 		return err
 	}
@@ -330,6 +338,21 @@ func (a *App) openData(ctx context.Context, o options) error {
 	}
 	a.onClose(a.Store.Close)
 	return a.serveFlight(remote)
+}
+
+// openStored opens the data plane without its hot tier.
+func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
+	host := &shm.Host{}
+	a.onClose(func(context.Context) error { return host.Close() })
+	var err error
+	a.Store, err = tiers.Open(ctx, tiers.Config{
+		Conn: a.nc, Bus: a.Bus, Host: host, Cold: cold, Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.Store.Close)
+	return nil
 }
 
 // nearestFirst tries the resolvers that there are, in order; nil if there is none.
@@ -391,7 +414,7 @@ type WorkConfig struct {
 // triggers and migrations. The worker stops with the App, or earlier by its own
 // Stop.
 func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, error) {
-	if a.Store == nil {
+	if a.Hot == nil {
 		return nil, errors.New("stokehold: this App only observes: connect without Observing to host pipelines")
 	}
 	children, err := a.startChildren(ctx, cfg)

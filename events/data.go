@@ -143,6 +143,37 @@ type TierMoved struct {
 	SHA256   string `json:"sha256"`
 }
 
+// TierMoveRequested is the data of TypeTierMoveRequested.
+type TierMoveRequested struct {
+	Dataset  string   `json:"dataset"`
+	Sequence int64    `json:"sequence"`
+	From     string   `json:"from"`
+	To       string   `json:"to"`
+	Bytes    int64    `json:"bytes"` // of Arrow data
+	Evict    bool     `json:"evict,omitempty"`
+	Labels   []string `json:"labels,omitempty"` // of the dataset
+	Reason   string   `json:"reason,omitempty"`
+}
+
+// TierCopyDamaged is the data of TypeTierCopyDamaged.
+type TierCopyDamaged struct {
+	Dataset  string `json:"dataset"`
+	Sequence int64  `json:"sequence"`
+	Tier     string `json:"tier"`
+	URI      string `json:"uri"`
+	SHA256   string `json:"sha256"` // that the copy should have
+	Reason   string `json:"reason"`
+	Healed   bool   `json:"healed"` // from another copy
+}
+
+// BatchExpired is the data of TypeBatchExpired.
+type BatchExpired struct {
+	Dataset string `json:"dataset"`
+	From    int64  `json:"from"`
+	To      int64  `json:"to"` // exclusive
+	Reason  string `json:"reason,omitempty"`
+}
+
 // TriggerFired is the data of TypeTriggerFired.
 type TriggerFired struct {
 	Trigger string   `json:"trigger"`

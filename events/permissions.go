@@ -84,7 +84,9 @@ func Permissions(a Access) (Grants, error) {
 // them only here, so that a user's permissions are in one place.
 func (n names) decisions() string { return n.stream("DECISIONS") }
 func (n names) policies() string  { return n.prefix + "_policies" }
-func (n names) buckets() []string { return []string{n.prefix + "_catalog", n.prefix + "_models", n.prefix + "_approvals"} }
+func (n names) buckets() []string {
+	return []string{n.prefix + "_catalog", n.prefix + "_models", n.prefix + "_approvals"}
+}
 
 // granting collects subjects to publish to.
 type granting struct {

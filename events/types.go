@@ -23,7 +23,10 @@ const (
 	TypeModelPromoted      = "model.promoted"
 	TypeModelAliased       = "model.aliased"
 	TypeModelRefused       = "model.refused"
+	TypeTierMoveRequested  = "tier.move.requested"
 	TypeTierMoved          = "tier.moved"
+	TypeTierCopyDamaged    = "tier.copy.damaged"
+	TypeBatchExpired       = "batch.expired"
 	TypeTriggerFired       = "trigger.fired"
 	TypeTriggerSuppressed  = "trigger.suppressed"
 	TypeApprovalRequested  = "approval.requested"
@@ -60,6 +63,9 @@ func standardTypes() []Type {
 		{TypeModelPromoted, "A version became the champion", model, "models", ModelPromoted{}},
 		{TypeModelAliased, "An alias other than champion points to a new version", model, "models", ModelPromoted{}},
 		{TypeModelRefused, "A challenger was refused and kept", model, "stages/deploy", ModelRefused{}},
+		{TypeTierMoveRequested, "A batch is about to be copied to another tier; judging it is the gate", dataset, "tiers", TierMoveRequested{}},
+		{TypeTierCopyDamaged, "A copy of a batch was found damaged or missing", dataset, "tiers", TierCopyDamaged{}},
+		{TypeBatchExpired, "Batches are removed because their time is over", dataset, "tiers", BatchExpired{}},
 		{TypeTierMoved, "A verified copy of a batch moved between tiers", dataset, "tiers", TierMoved{}},
 		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},
 		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,13 +27,37 @@ var errConflict = errors.New("changed by another")
 // Reads go to any replica when the bucket has several, and may then be old. No
 // decision rests on a read alone: whoever acted on an old value loses the
 // compare-and-set that follows.
-type catalog struct{ kv jetstream.KeyValue }
+type catalog struct {
+	kv     jetstream.KeyValue
+	stream jetstream.Stream
+	conn   *nats.Conn
+	bucket string
+	blocks blockCodec
+}
+
+// catalogFormat is the encoding that this package writes. Version 1 had a key for
+// every batch and no format record; its keys are still read, and become blocks as
+// their datasets are written to (see Store.Compact).
+const catalogFormat = 2
+
+type formatRecord struct {
+	Version int `json:"version"`
+}
 
 // headRecord is what is stored of a dataset. The part belongs to Fence: keeping
 // both in one value makes "who writes" and "what is theirs" change together.
 type headRecord struct {
 	Head
 	part
+	// Compacted is how many of the first batches are in blocks and have no keys.
+	Compacted uint64 `json:"compacted,omitempty"`
+}
+
+// ours reports whether r is what a writer stored as w, but for what others may
+// change beside it.
+func (r headRecord) ours(w headRecord) bool {
+	r.Labels, w.Labels, r.Compacted, w.Compacted = nil, nil, 0, 0
+	return reflect.DeepEqual(r, w)
 }
 
 // part is what one stage of one run has appended. All of it but Base, which is
@@ -58,6 +83,7 @@ type entry struct {
 	Fence     Fence           `json:"fence"`
 	Committed time.Time       `json:"committed"`
 	Event     json.RawMessage `json:"event,omitempty"` // batch.published as approved, to be published again after a crash
+	State     State           `json:"state,omitempty"`
 }
 
 func openCatalog(ctx context.Context, nc *nats.Conn, prefix string) (*catalog, error) {
@@ -75,7 +101,42 @@ func openCatalog(ctx context.Context, nc *nats.Conn, prefix string) (*catalog, e
 	if err != nil {
 		return nil, err
 	}
-	return &catalog{kv: kv}, nil
+	stream, err := js.Stream(ctx, "KV_"+prefix+"_catalog")
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s_catalog: %w", prefix, err)
+	}
+	codec, err := newBlockCodec()
+	if err != nil {
+		return nil, err
+	}
+	c := &catalog{blocks: codec, kv: kv, stream: stream, conn: nc, bucket: prefix + "_catalog"}
+	return c, c.checkFormat(ctx)
+}
+
+// checkFormat refuses a catalog that a later version wrote, and marks one that has
+// no mark: it is new, or of version 1, whose entries are read as they are.
+func (c *catalog) checkFormat(ctx context.Context) error {
+	f, err := update(ctx, c, "format", func(f *formatRecord, _ bool) (bool, error) {
+		if f.Version >= catalogFormat {
+			return false, nil
+		}
+		f.Version = catalogFormat
+		return true, nil
+	})
+	if err == nil && f.Version > catalogFormat {
+		err = fmt.Errorf("%w: bucket %s has version %d, this program knows versions up to %d: use a newer program, or another prefix",
+			ErrFormat, c.bucket, f.Version, catalogFormat)
+	}
+	return err
+}
+
+// forget removes all that there is under keys that match filter, marks of removal
+// included.
+func (c *catalog) forget(ctx context.Context, filter string) error {
+	if err := c.stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+c.bucket+"."+filter)); err != nil {
+		return fmt.Errorf("catalog: purge %s: %w", filter, err)
+	}
+	return nil
 }
 
 // openBucket opens a bucket as its operator configured it, or creates it.
@@ -115,10 +176,13 @@ func (c *catalog) set(ctx context.Context, key string, v any, rev uint64) (uint6
 	if err != nil {
 		return 0, fmt.Errorf("catalog: encode %s: %w", key, err)
 	}
+	return c.setRaw(ctx, key, raw, rev)
+}
+
+func (c *catalog) setRaw(ctx context.Context, key string, raw []byte, rev uint64) (got uint64, err error) {
 	if len(raw) > maxEntryBytes {
 		return 0, fmt.Errorf("catalog: %s of %d bytes: %w", key, len(raw), ErrTooLarge)
 	}
-	var got uint64
 	if rev == 0 {
 		got, err = c.kv.Create(ctx, key, raw)
 	} else {

@@ -51,8 +51,9 @@
 // times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
 // in this process, then the peers (Config.Peers: other processes, other hosts),
 // then the mapped warm file, whose SHA-256 is verified once per mapping, then the
-// object, whose SHA-256 is verified on each read. A copy that is damaged is logged
-// and passed over, and so is a peer that fails. Hot and warm batches are read in
+// object, whose SHA-256 is verified on each read. A copy that is damaged is passed
+// over, repaired from the one that serves, and reported (tier.copy.damaged); a peer
+// that fails is passed over. Hot and warm batches are read in
 // place; Stats.CopiedBytes counts the body bytes that had to be copied into an
 // arena. Local is what a store gives out to other hosts in turn.
 //
@@ -68,13 +69,24 @@
 // of its run writes. Finish rings a bell for readers of its own process; those of
 // others see it within a quarter of a second.
 //
+// # The catalog
+//
+// The newest batches have a key each. Older ones are kept 256 to a value, so that a
+// dataset's length costs the server no memory and listing it (Store.Entries) takes
+// one block at a time; see block and docs/decisions/0034.
+//
 // # Migration
 //
-// Store.Move makes a verified copy of one batch in the cold tier, in steps that
-// may each be repeated and after any of which the process may die: intent, copy,
-// verify (the object is read back, its hash and every value compared), flip (one
+// Store.Move makes a verified copy of one batch in the cold tier, or back in the
+// warm one, in steps that may each be repeated and after any of which the process
+// may die: intent (tier.move.requested is judged before a byte is read), copy,
+// verify (the copy is read back, its hash and every value compared), flip (one
 // compare-and-set adds the location, after tier.moved was judged), announce, and
 // after a grace drop. The steps are single calls (MoveStep) for the activities of
 // a workflow. The warm copy stays, unless the endpoint declares that it syncs
-// and Migration.Evict asks for the copy to go.
+// and Migration.Evict asks for the copy to go; it goes once no Lease holds the
+// batch, and not at all while a Pin does.
+//
+// Store.Verify reads every copy, Store.Expire ends batches, Store.Collect removes
+// what no entry names.
 package tiers

@@ -115,6 +115,17 @@ func (w *world) store(arenaBytes int64) (*tiers.Store, *shm.Arena) {
 	return s, arena
 }
 
+// host is for stores that are not opened by store.
+func (w *world) host() *shm.Host {
+	h := &shm.Host{}
+	w.tb.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			w.tb.Errorf("close host: %v", err)
+		}
+	})
+	return h
+}
+
 func (w *world) writer(s *tiers.Store, dataset string, f tiers.Fence) *tiers.Writer {
 	w.tb.Helper()
 	wr, err := s.Writer(w.ctx, dataset, schema, f)

@@ -97,18 +97,32 @@ const shardBatches = 1024
 // Keys of the catalog bucket:
 //
 //	head.DATASET                   headRecord, the dataset's state
-//	batch.DATASET.SHARD.SEQUENCE   entry, where a batch is
+//	batch.DATASET.SHARD.SEQUENCE   entry, where a batch is; only of the newest
+//	block.DATASET.N                block, the entries of batches 256*N to 256*N+255
 //	base.DATASET.RUN.STAGE         partRecord, of writers that were displaced
 //	move.DATASET.SHARD.SEQUENCE    moveRecord, a migration under way
+//	pin.DATASET                    pinRecord, what may not be moved or removed
+//	lease.DATASET.ID               leaseRecord, who reads what must stay
+//	use.DATASET.GROUP              useRecord, when 64 blocks were read last
+//	format                         formatRecord, how all this is encoded
 func headKey(dataset string) string { return "head." + dataset }
 
 func batchKey(dataset string, seq uint64) string {
 	return fmt.Sprintf("batch.%s.%d.%d", dataset, seq/shardBatches, seq)
 }
 
+func blockKey(dataset string, n uint64) string { return fmt.Sprintf("block.%s.%d", dataset, n) }
+
+// shardFilter matches the keys of the batches of one shard.
+func shardFilter(dataset string, shard uint64) string {
+	return fmt.Sprintf("batch.%s.%d.*", dataset, shard)
+}
+
 func baseKey(dataset, run, stage string) string {
 	return "base." + dataset + "." + run + "." + stage
 }
+
+func useKey(dataset string, group uint64) string { return fmt.Sprintf("use.%s.%d", dataset, group) }
 
 func moveKey(dataset string, seq uint64) string {
 	return fmt.Sprintf("move.%s.%d.%d", dataset, seq/shardBatches, seq)

@@ -42,7 +42,8 @@ func (b *Batch) Release() {
 
 // OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from
 // warm and cold are verified against their SHA-256; a copy that is damaged or
-// gone is passed over for the next tier, and so is a peer that fails or does not
+// gone is passed over for the next tier, which repairs it, and reported as
+// tier.copy.damaged; so is a peer that fails or does not
 // answer in Config.PeerTimeout. toArena brings the batch into the arena first, so
 // that Lease is set (ErrNoArena without one); it waits for room until ctx ends.
 //
@@ -110,6 +111,7 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 	case err != nil:
 		faults = append(faults, err)
 	}
+	var damaged []damage
 	for _, tier := range []struct {
 		name arrowio.Tier
 		open func(context.Context, arrowio.Ref, arrowio.Location) (*Batch, error)
@@ -119,6 +121,9 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 			continue
 		}
 		b, err := tier.open(ctx, ref, loc)
+		if err == nil {
+			s.healLater(ref, damaged, b.Record)
+		}
 		if err == nil && toArena {
 			return s.bring(ctx, b)
 		}
@@ -131,8 +136,13 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 		if errors.Is(err, arrowio.ErrCorrupt) {
 			s.log.ErrorContext(ctx, "damaged copy passed over", "batch", ref.ID(), "tier", tier.name, "error", err)
 		}
+		// A warm file that is not here may be on the disk of another host.
+		if errors.Is(err, arrowio.ErrCorrupt) || tier.name == arrowio.Cold && errors.Is(err, arrowio.ErrGone) && s.cold != nil {
+			damaged = append(damaged, damage{loc, err})
+		}
 		faults = append(faults, fmt.Errorf("%s: %w", tier.name, err))
 	}
+	s.healLater(ref, damaged, nil)
 	if len(faults) == 1 {
 		faults = append(faults, errors.New("the ref names no location that is still there"))
 	}

@@ -79,12 +79,15 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 			continue
 		}
 		var err error
-		if e, _, err = r.store.entry(ctx, r.dataset, seq); err != nil {
+		if e, err = r.store.entry(ctx, r.dataset, seq, true); err != nil {
 			return nil, err
 		}
 		if found = r.of == nil || e.of(*r.of); !found {
 			seq++
 		}
+	}
+	if e.State == Expired {
+		return nil, fmt.Errorf("%s: %w", e.Ref.ID(), ErrExpired)
 	}
 	b, err := r.store.openEntry(ctx, &e, toArena)
 	if err == nil {

@@ -96,7 +96,7 @@ func (w *Writer) Place(ctx context.Context, n uint64) (uint64, error) {
 	if w.own == nil {
 		own := make([]uint64, 0, p.Own)
 		for seq := p.Base; seq < p.To; seq++ {
-			e, _, err := w.store.entry(ctx, w.dataset, seq)
+			e, err := w.store.entry(ctx, w.dataset, seq, true)
 			if err != nil {
 				return 0, &Error{Op: "write", Dataset: w.dataset, Batch: batchID(w.dataset, seq), Err: err}
 			}

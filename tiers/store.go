@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -43,7 +44,16 @@ type Store struct {
 	// announced is, by dataset, one past the newest sequence that this store knows
 	// to be in the event stream; it saves publishing it again.
 	announced sync.Map
-	finished  bell // rung when a stage of this process has finished with a dataset
+	// watermarks are Head.Compacted by dataset, as far as this store has seen.
+	watermarks sync.Map
+	blocks     blocks
+	uses       uses
+	sightings  sightings
+	leaseTTL   time.Duration
+	moves      moves
+	healing    keyed
+	background sync.WaitGroup
+	finished   bell // rung when a stage of this process has finished with a dataset
 
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.
@@ -56,6 +66,10 @@ type bus interface {
 	Publish(ctx context.Context, evs ...events.Event) error
 	Subscribe(ctx context.Context, s events.Subscription, h events.Handler) (*events.Consumer, error)
 }
+
+// defaultMoveConcurrency is enough to hide an object store's latency and too few to
+// take the disk from those who write.
+const defaultMoveConcurrency = 4
 
 var validPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
@@ -92,13 +106,20 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.HotWait < 0 {
 		faults = append(faults, fmt.Errorf("config: HotWait %s is negative", cfg.HotWait))
 	}
+	if cfg.MoveBytesPerSecond < 0 || cfg.MoveConcurrency < 0 {
+		faults = append(faults, fmt.Errorf("config: moves of %d bytes/s, %d at once: want numbers above 0, or 0 for the defaults", cfg.MoveBytesPerSecond, cfg.MoveConcurrency))
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger}
+	if cfg.MoveConcurrency == 0 {
+		cfg.MoveConcurrency = defaultMoveConcurrency
+	}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
+	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
 	s.advertise = cfg.Advertise
 	var err error
@@ -117,9 +138,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // Close gives up the hot copies and refuses further use; batches still lent out
 // stay valid until they are released. Repeatable.
-func (s *Store) Close(context.Context) error {
+func (s *Store) Close(ctx context.Context) error {
 	if s.closed.Swap(true) {
 		return nil
+	}
+	s.uses.wg.Wait()
+	s.background.Wait()
+	if err := s.flushUses(ctx); err != nil {
+		s.log.WarnContext(ctx, "when batches were last read is not written down", "error", err)
 	}
 	s.hot.close()
 	s.warm.close()
@@ -145,6 +171,7 @@ func (s *Store) head(ctx context.Context, dataset string) (headRecord, uint64, e
 		return rec, 0, err
 	}
 	rev, err := s.catalog.get(ctx, headKey(name), &rec)
+	s.learnCompacted(dataset, rec.Compacted)
 	return rec, rev, err
 }
 
@@ -186,23 +213,28 @@ func (s *Store) Ref(ctx context.Context, dataset string, seq uint64) (arrowio.Re
 	if err != nil {
 		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: err}
 	}
-	e, _, err := s.entry(ctx, dataset, seq)
+	e, err := s.entry(ctx, dataset, seq, false)
 	if err != nil {
 		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: err}
+	}
+	if e.State == Expired {
+		return arrowio.Ref{}, &Error{Op: "ref", Dataset: dataset, Batch: batchID(dataset, seq), Err: ErrExpired}
 	}
 	return e.Ref, nil
 }
 
-// entry reads a batch's entry. It proves nothing of whether the batch is
-// committed: compare with the head first.
-func (s *Store) entry(ctx context.Context, dataset string, seq uint64) (entry, uint64, error) {
-	var e entry
+// setHead changes what is not a writer's own of a dataset's head.
+func (s *Store) setHead(ctx context.Context, dataset string, change func(*headRecord) bool) (headRecord, error) {
 	name, err := token("dataset", dataset)
 	if err != nil {
-		return e, 0, err
+		return headRecord{}, err
 	}
-	rev, err := s.catalog.get(ctx, batchKey(name, seq), &e)
-	return e, rev, err
+	return update(ctx, s.catalog, headKey(name), func(r *headRecord, exists bool) (bool, error) {
+		if !exists {
+			return false, ErrNotFound
+		}
+		return change(r), nil
+	})
 }
 
 // Stats counts batches and bytes by tier, and copies made.
@@ -226,7 +258,24 @@ func (s *Store) Stats() Stats {
 	}
 }
 
+// flushTimeout bounds writing down when batches were read.
+const flushTimeout = 5 * time.Second
+
+func (s *Store) flushUses(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	return s.uses.flush(ctx, s.catalog)
+}
+
 func (s *Store) count(b *Batch) {
+	if s.uses.touch(b.Ref.Dataset, b.Ref.Sequence, time.Now()) {
+		go func() {
+			defer s.uses.done()
+			if err := s.flushUses(context.Background()); err != nil {
+				s.log.Warn("when batches were last read is not written down", "error", err)
+			}
+		}()
+	}
 	switch {
 	case b.Peer:
 		s.peers.opened.Add(1)

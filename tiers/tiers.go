@@ -28,6 +28,10 @@ var (
 	ErrTooLarge = errors.New("too large")
 	// ErrClosed means the store is closed.
 	ErrClosed = errors.New("store is closed")
+	// ErrFormat means the catalog is encoded in a way that this version does not know.
+	ErrFormat = errors.New("unknown catalog format")
+	// ErrExpired means the batch existed and was removed when its time was over.
+	ErrExpired = errors.New("batch has expired")
 	// ErrNoArena means a batch was wanted in shared memory and the store has no arena.
 	ErrNoArena = errors.New("store has no arena")
 )
@@ -77,7 +81,12 @@ type Config struct {
 	Warm    string      // directory of the warm tier, created 0700
 	Cold    ObjectStore // nil: no cold tier
 	Prefix  string      // of KV bucket names; default "stokehold"
-	Logger  *slog.Logger
+	// MoveBytesPerSecond bounds what all migrations of this process copy together, in
+	// bytes of Arrow data; 0: no bound. MoveConcurrency is how many copy at once;
+	// default 4.
+	MoveBytesPerSecond int64
+	MoveConcurrency    int
+	Logger             *slog.Logger
 	// Peers opens batches that other processes hold: in shared memory on this host,
 	// or on other hosts. It is asked for what is not in an arena of this process,
 	// before the warm tier. Its batches must be valid (see arrowio.Resolver); the
@@ -140,4 +149,7 @@ type Head struct {
 	Sealed      bool   `json:"sealed"`
 	Epoch       uint64 `json:"epoch"` // grows with each writer
 	Fence       Fence  `json:"fence"`
+	// Labels say what the data are, for policies: pii, residency:eu. Writers carry
+	// them from commit to commit.
+	Labels []string `json:"labels,omitempty"`
 }

@@ -280,6 +280,17 @@ func (w *warm) remove(dataset string, seq uint64, digest string) error {
 	return nil
 }
 
+// mapped reports whether a reader of this process has the file of a batch mapped.
+func (w *warm) mapped(dataset string, seq uint64, digest string) bool {
+	path, err := w.path(dataset, seq, digest)
+	if err != nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.maps[path] != nil
+}
+
 // files calls visit with each file of a dataset, a bounded number in memory.
 func (w *warm) files(dataset string, visit func(seq uint64, digest string) error) error {
 	name, err := token("dataset", dataset)

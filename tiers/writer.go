@@ -247,7 +247,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	}
 	switch {
 	case seq < w.head.Next:
-		e, _, err := s.entry(ctx, w.dataset, seq)
+		e, err := s.entry(ctx, w.dataset, seq, true)
 		return e.Ref, err
 	case seq > w.head.Next:
 		return ref, fmt.Errorf("%w: the next one is %d", ErrGap, w.head.Next)
@@ -334,12 +334,20 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err := s.crash("committed"); err != nil {
 		return ref, err
 	}
-	return ref, w.announce(ctx)
+	if err := w.announce(ctx); err != nil {
+		return ref, err
+	}
+	w.compact(ctx)
+	return ref, nil
 }
 
 // putEntry stores the batch's entry where a fenced writer cannot have the last
 // word: an entry gives way to a writer of its own or a later epoch only.
 func (w *Writer) putEntry(ctx context.Context, e entry) error {
+	if e.Ref.Sequence < w.store.compacted(w.dataset) {
+		w.fenced = true
+		return fmt.Errorf("%w: the batch exists", ErrFenced)
+	}
 	key := batchKey(w.name, e.Ref.Sequence)
 	_, err := update(ctx, w.store.catalog, key, func(at *entry, exists bool) (bool, error) {
 		if exists && at.Epoch > e.Epoch {
@@ -353,25 +361,42 @@ func (w *Writer) putEntry(ctx context.Context, e entry) error {
 }
 
 // commit moves the head by compare-and-set. An error that leaves open whether it
-// took effect is settled by reading the head again.
+// took effect is settled by reading the head again; what others may change of a
+// head beside its writer is taken over.
 func (w *Writer) commit(ctx context.Context, next headRecord) error {
-	rev, err := w.store.catalog.set(ctx, headKey(w.name), next, w.rev)
-	if err == nil {
-		w.head, w.rev = next, rev
-		return nil
+	for range maxRaces {
+		rev, err := w.store.catalog.set(ctx, headKey(w.name), next, w.rev)
+		if err == nil {
+			w.head, w.rev = next, rev
+			return nil
+		}
+		now, rev, readErr := w.store.head(ctx, w.dataset)
+		switch {
+		case readErr != nil:
+			return errors.Join(err, readErr)
+		case now.Epoch != next.Epoch:
+			w.fenced = true
+			return fmt.Errorf("%w: run %s stage %s attempt %d", ErrFenced, now.Fence.Run, now.Fence.Stage, now.Fence.Attempt)
+		case now.ours(next):
+			w.head, w.rev = now, rev
+			return nil
+		case !now.ours(w.head) || !errors.Is(err, errConflict):
+			return err
+		}
+		next.Labels, next.Compacted = now.Labels, max(now.Compacted, next.Compacted)
+		w.rev = rev
 	}
-	now, rev, readErr := w.store.head(ctx, w.dataset)
-	switch {
-	case readErr != nil:
-		return errors.Join(err, readErr)
-	case now.Epoch != next.Epoch:
-		w.fenced = true
-		return fmt.Errorf("%w: run %s stage %s attempt %d", ErrFenced, now.Fence.Run, now.Fence.Stage, now.Fence.Attempt)
-	case now == next:
-		w.head, w.rev = next, rev
-		return nil
+	return fmt.Errorf("lost %d compare-and-sets in a row", maxRaces)
+}
+
+// compact moves older entries into blocks, at most one block per batch written. A
+// failure costs the server memory and nothing else: the next batch tries again.
+func (w *Writer) compact(ctx context.Context) {
+	to, err := w.store.compact(ctx, w.dataset, w.head, 1)
+	if err != nil {
+		w.store.log.WarnContext(ctx, "entries stay under keys of their own for now", "dataset", w.dataset, "from", to, "error", err)
 	}
-	return err
+	w.head.Compacted = to // stored with the next commit
 }
 
 // announce publishes the event of a commit that has not been yet.
@@ -393,7 +418,7 @@ func (w *Writer) announceNewest(ctx context.Context) error {
 	if done, ok := w.store.announced.Load(w.dataset); w.head.Next == 0 || ok && done.(uint64) >= w.head.Next {
 		return nil
 	}
-	e, _, err := w.store.entry(ctx, w.dataset, w.head.Next-1)
+	e, err := w.store.entry(ctx, w.dataset, w.head.Next-1, false)
 	if err != nil {
 		return fmt.Errorf("newest batch: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -42,6 +43,8 @@ type fakes struct {
 	told      []string
 	moved     []uint64
 	move      func(seq uint64) error
+	dropped   []tiers.Migration
+	held      int // how many drops find a reader
 }
 
 func (f *fakes) Execute(ctx context.Context, _ stages.Stage, a stages.Assignment, h stages.Hooks) (stages.Result, error) {
@@ -126,6 +129,21 @@ func (f *fakes) MigrateBatch(_ context.Context, _ string, seq uint64) error {
 		}
 	}
 	f.moved = append(f.moved, seq)
+	return nil
+}
+
+func (f *fakes) CopyBatch(ctx context.Context, m tiers.Migration) error {
+	return f.MigrateBatch(ctx, m.Dataset, m.Sequence)
+}
+
+func (f *fakes) DropBatch(_ context.Context, m tiers.Migration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.held > 0 {
+		f.held--
+		return tiers.ErrLeased
+	}
+	f.dropped = append(f.dropped, m)
 	return nil
 }
 

@@ -13,7 +13,9 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/tiers"
 )
 
 // Migrator moves one batch to the tier where it belongs, verified, and returns
@@ -23,8 +25,21 @@ type Migrator interface {
 	MigrateBatch(ctx context.Context, dataset string, seq uint64) error
 }
 
+// Mover is a Migrator that also takes batches back, and takes away what a move has
+// replaced. Each call may be repeated.
+type Mover interface {
+	Migrator
+	// CopyBatch makes the verified copy and announces it; nothing is removed.
+	CopyBatch(ctx context.Context, m tiers.Migration) error
+	// DropBatch removes what the copy replaces. It fails while a reader holds it.
+	DropBatch(ctx context.Context, m tiers.Migration) error
+}
+
 const (
 	migrateActivity = "stokehold.migrate-range"
+	dropActivity    = "stokehold.drop-range"
+	// defaultGrace is longer than a reader may look at a ref before it opens it.
+	defaultGrace = time.Minute
 	// migrateChunk is how many batches one activity moves, migrateChunks how many
 	// activities one execution's history holds.
 	migrateChunk  = 256
@@ -38,6 +53,21 @@ type Migration struct {
 	To        uint64  `json:"to"`                   // exclusive
 	PerSecond float64 `json:"per_second,omitempty"` // batches; 0: as fast as it goes
 	Moved     uint64  `json:"moved,omitempty"`      // by executions before this one; leave it 0
+	// Tier is where they go: arrowio.Cold, also for "", or arrowio.Warm.
+	Tier arrowio.Tier `json:"tier,omitempty"`
+	// Evict removes the warm copies once Grace has passed; see tiers.Migration.
+	Evict bool `json:"evict,omitempty"`
+	// Grace is measured by the workers' monotonic clocks, as the sum of what attempts
+	// waited: a clock that is set does not shorten it. Default one minute.
+	Grace  time.Duration `json:"grace,omitempty"`
+	Reason string        `json:"reason,omitempty"` // told in tier.move.requested
+}
+
+// plain reports whether the migration is one that any Migrator makes.
+func (m Migration) plain() bool { return !m.Evict && (m.Tier == "" || m.Tier == arrowio.Cold) }
+
+func (m Migration) batch(seq uint64) tiers.Migration {
+	return tiers.Migration{Dataset: m.Dataset, Sequence: seq, Evict: m.Evict, To: m.Tier, Reason: m.Reason}
 }
 
 // MigrationResult says what was done.
@@ -52,7 +82,15 @@ func StartMigration(ctx context.Context, c client.Client, m Migration, o StartOp
 	if m.Dataset == "" || m.From >= m.To || m.PerSecond < 0 {
 		return "", fmt.Errorf("workflows: migrate %q %d..%d: name a dataset and a range that is not empty", m.Dataset, m.From, m.To)
 	}
+	if m.Grace < 0 || m.Tier == arrowio.Warm && m.Evict || m.Tier != "" && m.Tier != arrowio.Cold && m.Tier != arrowio.Warm {
+		return "", fmt.Errorf("workflows: migrate %s to tier %q (evict %t, grace %v): want cold, which may evict, or warm, and a grace that is not negative", m.Dataset, m.Tier, m.Evict, m.Grace)
+	}
 	id := fmt.Sprintf("migrate/%s/%d-%d", m.Dataset, m.From, m.To)
+	if m.Tier == arrowio.Warm {
+		id += "/warm"
+	} else if m.Evict {
+		id += "/evict"
+	}
 	opts := client.StartWorkflowOptions{
 		ID: id, TaskQueue: queueOr(o.TaskQueue), EnableEagerStart: true,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
@@ -103,6 +141,11 @@ func runMigrate(ctx workflow.Context, m Migration) (MigrationResult, error) {
 		if err := workflow.ExecuteActivity(ctx, migrateActivity, step).Get(ctx, nil); err != nil {
 			return MigrationResult{}, err
 		}
+		if m.Evict {
+			if err := workflow.ExecuteActivity(ctx, dropActivity, step).Get(ctx, nil); err != nil {
+				return MigrationResult{}, err
+			}
+		}
 		m.Moved += step.To - step.From
 		m.From = step.To
 		workflow.SetCurrentDetails(ctx, fmt.Sprintf("%d moved, %d to go", m.Moved, m.To-m.From))
@@ -115,6 +158,14 @@ func runMigrate(ctx workflow.Context, m Migration) (MigrationResult, error) {
 func (a *activities) migrate(ctx context.Context, m Migration) error {
 	if a.migrator == nil {
 		return temporal.NewApplicationError("this worker moves no batches: set WorkerConfig.Migrator", errTypeStage)
+	}
+	move := func(seq uint64) error { return a.migrator.MigrateBatch(ctx, m.Dataset, seq) }
+	if !m.plain() {
+		mover, err := a.mover()
+		if err != nil {
+			return err
+		}
+		move = func(seq uint64) error { return mover.CopyBatch(ctx, m.batch(seq)) }
 	}
 	next := m.From
 	if activity.HasHeartbeatDetails(ctx) {
@@ -134,7 +185,7 @@ func (a *activities) migrate(ctx context.Context, m Migration) error {
 	for ; next < m.To; next++ {
 		activity.RecordHeartbeat(ctx, next)
 		moved := make(chan error, 1)
-		go func() { moved <- a.migrator.MigrateBatch(ctx, m.Dataset, next) }()
+		go func() { moved <- move(next) }()
 		if err := a.awaitMove(ctx, moved, beat.C, next); err != nil {
 			return migrateError(ctx, m.Dataset, next, err)
 		}
@@ -148,6 +199,62 @@ func (a *activities) migrate(ctx context.Context, m Migration) error {
 		case <-activity.GetWorkerStopChannel(ctx):
 			return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
 				temporal.ApplicationErrorOptions{NextRetryDelay: 100 * time.Millisecond})
+		}
+	}
+	return nil
+}
+
+func (a *activities) mover() (Mover, error) {
+	if mover, ok := a.migrator.(Mover); ok {
+		return mover, nil
+	}
+	return nil, temporal.NewNonRetryableApplicationError("this worker's Migrator evicts nothing and brings nothing back: it is no Mover", errTypePermanent, nil)
+}
+
+// dropProgress is the heartbeat of a drop.
+type dropProgress struct {
+	Waited time.Duration `json:"waited"` // of the grace, by all attempts together
+	Next   uint64        `json:"next"`
+}
+
+// drop waits for the grace, and then removes what the moves of a chunk replaced.
+// Attempts add up what they waited by their monotonic clocks, of which a heartbeat
+// that was lost makes the wait longer.
+func (a *activities) drop(ctx context.Context, m Migration) error {
+	mover, err := a.mover()
+	if err != nil {
+		return err
+	}
+	at := dropProgress{Next: m.From}
+	if activity.HasHeartbeatDetails(ctx) {
+		var was dropProgress
+		if err := activity.GetHeartbeatDetails(ctx, &was); err == nil && was.Next >= m.From && was.Next <= m.To && was.Waited >= 0 {
+			at = was
+		}
+	}
+	grace := m.Grace
+	if grace == 0 {
+		grace = defaultGrace
+	}
+	begun, before := time.Now(), at.Waited
+	for at.Waited = before + time.Since(begun); at.Waited < grace; at.Waited = before + time.Since(begun) {
+		activity.RecordHeartbeat(ctx, at)
+		t := time.NewTimer(min(heartbeatEvery, grace-at.Waited))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-activity.GetWorkerStopChannel(ctx):
+			t.Stop()
+			return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
+				temporal.ApplicationErrorOptions{NextRetryDelay: 100 * time.Millisecond})
+		}
+	}
+	for ; at.Next < m.To; at.Next++ {
+		activity.RecordHeartbeat(ctx, at)
+		if err := mover.DropBatch(ctx, m.batch(at.Next)); err != nil {
+			return migrateError(ctx, m.Dataset, at.Next, err)
 		}
 	}
 	return nil

@@ -37,7 +37,8 @@ type WorkerConfig struct {
 	// Types are the bus's event types; the triggers' types are checked against
 	// them. nil: not checked.
 	Types *events.Registry
-	// Migrator moves batches for the migration workflow; nil: there is none.
+	// Migrator moves batches for the migration workflow; nil: there is none. To evict
+	// and to bring batches back it must be a Mover.
 	Migrator Migrator
 	// Approvals asks people where a policy requires it; nil: what needs an approval
 	// fails.
@@ -84,7 +85,7 @@ func (a *activities) register(r Registrar) {
 	}
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
-		migrateActivity: a.migrate, askActivity: a.ask, settleActivity: a.settle,
+		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
 	}

@@ -13,6 +13,7 @@ import (
 	"go.temporal.io/sdk/client"
 
 	"github.com/stokehold/stokehold"
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
 	"github.com/stokehold/stokehold/cmd/devstack"
 	"github.com/stokehold/stokehold/cmd/internal/config"
@@ -23,6 +24,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -36,6 +38,8 @@ type platform struct {
 	Connect func(context.Context, config.Config) (system, error)
 	// Audit connects to the decision log and its checkpoints alone.
 	Audit func(context.Context, config.Config) (*stokehold.Auditor, error)
+	// Data connects to a deployment's data plane, without shared memory.
+	Data func(context.Context, config.Config) (dataSystem, error)
 	// Stack starts the embedded servers.
 	Stack func(context.Context, devstack.Options) (*devstack.Stack, error)
 	// Approve connects with no more than what answering requests for approval needs.
@@ -89,6 +93,38 @@ type approver interface {
 	Vote(ctx context.Context, id string, approve bool, reason string) (approval.Status, error)
 	Close(ctx context.Context) error
 }
+
+// dataSystem is what the data commands need: a *tiers.Store, and migrations.
+type dataSystem interface {
+	Head(ctx context.Context, dataset string) (tiers.Head, error)
+	Datasets(ctx context.Context) iter.Seq2[tiers.Head, error]
+	Entries(ctx context.Context, dataset string, from, to uint64) iter.Seq2[tiers.BatchInfo, error]
+	Verify(ctx context.Context, dataset string, from, to uint64, repair bool, each func(tiers.CopyFault)) (tiers.Verification, error)
+	Collect(ctx context.Context, grace time.Duration, remove bool, each func(tiers.Orphan) error) error
+	Pins(ctx context.Context, dataset string) ([]tiers.Pin, error)
+	Pin(ctx context.Context, dataset string, p tiers.Pin) error
+	Unpin(ctx context.Context, dataset string, from, to uint64, hold bool) (int, error)
+	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
+	Migrate(ctx context.Context, m workflows.Migration) (id string, err error)
+	Migrated(ctx context.Context, id string) (workflows.MigrationResult, error)
+	Close(ctx context.Context) error
+}
+
+// stored is the dataSystem that there is outside tests.
+type stored struct {
+	*tiers.Store
+	app *stokehold.App
+}
+
+func (s stored) Migrate(ctx context.Context, m workflows.Migration) (string, error) {
+	return s.app.Migrate(ctx, m)
+}
+
+func (s stored) Migrated(ctx context.Context, id string) (workflows.MigrationResult, error) {
+	return workflows.MigrationOutcome(ctx, s.app.Temporal, id)
+}
+
+func (s stored) Close(ctx context.Context) error { return s.app.Close(ctx) }
 
 // deployment is the system that there is outside tests.
 type deployment struct {

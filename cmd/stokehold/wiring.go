@@ -38,6 +38,13 @@ func newPlatform() platform {
 		Audit: func(ctx context.Context, cfg config.Config) (*stokehold.Auditor, error) {
 			return stokehold.OpenAuditor(ctx, settings(cfg))
 		},
+		Data: func(ctx context.Context, cfg config.Config) (dataSystem, error) {
+			app, err := connect(ctx, cfg, stokehold.Maintaining())
+			if err != nil {
+				return nil, err
+			}
+			return stored{app.Store, app}, nil
+		},
 		Approve: connectPerson,
 		Host:    host,
 		Feed:    feed,

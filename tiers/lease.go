@@ -1,0 +1,171 @@
+package tiers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// defaultLeaseTTL is how long a lease outlives a holder that died.
+	defaultLeaseTTL = 30 * time.Second
+	// collector is the "dataset" that who removes unnamed copies holds: no name's token.
+	collector = "=collector"
+)
+
+// leaseRecord is stored anew at each beat; its revision is what observers watch.
+type leaseRecord struct {
+	Owner string `json:"owner"`
+	From  uint64 `json:"from"`
+	To    uint64 `json:"to"`
+	Beat  uint64 `json:"beat"`
+}
+
+func (r leaseRecord) covers(seq uint64) bool { return seq >= r.From && seq < r.To }
+
+// Lease keeps the copies of batches where they are while somebody reads them: a
+// migration that would remove one waits. It is held until Release; if its process
+// dies it ends by itself, after every observer has seen no beat of it for 30 s on a
+// clock that cannot be set.
+type Lease struct {
+	s      *Store
+	key    string
+	stop   context.CancelFunc
+	ended  chan struct{}
+	once   sync.Once
+	result error
+}
+
+// Lease holds batches from..to-1 of a dataset. owner says in errors who it is.
+func (s *Store) Lease(ctx context.Context, dataset string, from, to uint64, owner string) (*Lease, error) {
+	name, err := token("dataset", dataset)
+	if err == nil && from >= to {
+		err = fmt.Errorf("%w: a lease on batches %d to %d", ErrNotFound, from, to)
+	}
+	var l *Lease
+	if err == nil {
+		l, err = s.lease(ctx, name, leaseRecord{Owner: owner, From: from, To: to})
+	}
+	if err != nil {
+		return nil, &Error{Op: "lease", Dataset: dataset, Err: err}
+	}
+	return l, nil
+}
+
+func (s *Store) lease(ctx context.Context, name string, rec leaseRecord) (*Lease, error) {
+	if s.closed.Load() {
+		return nil, ErrClosed
+	}
+	beating, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l := &Lease{s: s, key: "lease." + name + "." + rand.Text(), stop: stop, ended: make(chan struct{})}
+	if _, err := s.catalog.set(ctx, l.key, rec, 0); err != nil {
+		stop()
+		return nil, err
+	}
+	go l.beat(beating, rec)
+	return l, nil
+}
+
+func (l *Lease) beat(ctx context.Context, rec leaseRecord) {
+	defer close(l.ended)
+	tick := time.NewTicker(l.s.leaseTTL / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		rec.Beat++
+		_, err := update(ctx, l.s.catalog, l.key, func(r *leaseRecord, _ bool) (bool, error) { *r = rec; return true, nil })
+		if err != nil && ctx.Err() == nil {
+			l.s.log.WarnContext(ctx, "a lease could not be renewed; it is tried again", "owner", rec.Owner, "error", err)
+		}
+	}
+}
+
+// Release gives the lease up. Repeatable.
+func (l *Lease) Release(ctx context.Context) error {
+	l.once.Do(func() {
+		l.stop()
+		<-l.ended
+		var rec leaseRecord
+		rev, err := l.s.catalog.get(ctx, l.key, &rec)
+		if err == nil {
+			err = l.s.catalog.remove(ctx, l.key, rev)
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			l.result = &Error{Op: "release lease", Err: err}
+		}
+	})
+	return l.result
+}
+
+// sightings is when each lease was last seen to beat, by this process's monotonic
+// clock: a wall clock that is set ends no lease.
+type sightings struct {
+	mu   sync.Mutex
+	seen map[string]sighting
+}
+
+type sighting struct {
+	rev uint64
+	at  time.Time
+}
+
+// alive notes a lease's revision and says whether it must be taken for alive.
+func (l *sightings) alive(key string, rev uint64, ttl time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.seen == nil {
+		l.seen = map[string]sighting{}
+	}
+	if s, ok := l.seen[key]; ok && s.rev == rev {
+		return time.Since(s.at) <= ttl
+	}
+	l.seen[key] = sighting{rev, time.Now()}
+	return true
+}
+
+func (l *sightings) forget(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.seen, key)
+}
+
+// leased says who holds a batch. Leases of the dead are removed on the way.
+func (s *Store) leased(ctx context.Context, name string, seq uint64) (owner string, held bool, err error) {
+	type dead struct {
+		key string
+		rev uint64
+	}
+	var gone []dead
+	err = s.catalog.list(ctx, "lease."+name+".*", func(kv jetstream.KeyValueEntry) error {
+		var r leaseRecord
+		if err := json.Unmarshal(kv.Value(), &r); err != nil {
+			return fmt.Errorf("catalog: decode %s: %w", kv.Key(), err)
+		}
+		if !s.sightings.alive(kv.Key(), kv.Revision(), s.leaseTTL) {
+			gone = append(gone, dead{kv.Key(), kv.Revision()})
+		} else if r.covers(seq) {
+			owner, held = r.Owner, true
+		}
+		return nil
+	})
+	if err != nil {
+		return "", false, err
+	}
+	for _, d := range gone {
+		if err := s.catalog.remove(ctx, d.key, d.rev); err != nil && !errors.Is(err, errConflict) {
+			return "", false, err
+		}
+		s.sightings.forget(d.key)
+	}
+	return owner, held, nil
+}

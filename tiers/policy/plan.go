@@ -1,0 +1,197 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/tiers"
+)
+
+// Catalog is what planning reads of a *tiers.Store.
+type Catalog interface {
+	Datasets(ctx context.Context) iter.Seq2[tiers.Head, error]
+	Entries(ctx context.Context, dataset string, from, to uint64) iter.Seq2[tiers.BatchInfo, error]
+	Pins(ctx context.Context, dataset string) ([]tiers.Pin, error)
+}
+
+// Cursor is where planning goes on; the zero value is the beginning. Small and
+// serialisable.
+type Cursor struct {
+	Dataset string `json:"dataset,omitempty"`
+	Next    uint64 `json:"next,omitempty"`
+}
+
+// Task is what is to be done with batches From..To-1 of a dataset.
+type Task struct {
+	Dataset  string   `json:"dataset"`
+	From     uint64   `json:"from"`
+	To       uint64   `json:"to"`
+	Decision Decision `json:"decision"`
+}
+
+// Conditions of the moment, for all batches.
+type Conditions struct {
+	Now      time.Time
+	Pressure float64                                             // of the warm tier, see doc
+	Next     func(dataset string, sequence uint64) time.Duration // nil: no use is known
+}
+
+// Plan looks at no more than limit batches from the cursor on and returns what is to
+// be done with them, neighbours together, and where to go on; done after the last
+// dataset. What has been done already is not in the plan. Conditions that could not
+// be evaluated give faults, the first of them, which is no reason not to do the rest.
+func (s *Set) Plan(ctx context.Context, c Catalog, at Cursor, limit int, cond Conditions) (tasks []Task, next Cursor, done bool, faults, err error) {
+	var heads []tiers.Head
+	for h, err := range c.Datasets(ctx) {
+		if err != nil {
+			return nil, at, false, faults, err
+		}
+		if h.Dataset >= at.Dataset {
+			heads = append(heads, h)
+		}
+	}
+	slices.SortFunc(heads, func(a, b tiers.Head) int { return strings.Compare(a.Dataset, b.Dataset) })
+	for _, h := range heads {
+		if h.Dataset != at.Dataset {
+			at = Cursor{Dataset: h.Dataset}
+		}
+		if !s.concerns(h.Dataset) {
+			continue
+		}
+		pins, err := c.Pins(ctx, h.Dataset)
+		if err != nil {
+			return tasks, at, false, faults, err
+		}
+		for b, err := range c.Entries(ctx, h.Dataset, at.Next, tiers.End) {
+			if err != nil {
+				return tasks, at, false, faults, err
+			}
+			if limit--; limit < 0 {
+				return tasks, at, false, faults, nil
+			}
+			at.Next = b.Ref.Sequence + 1
+			d, fault := s.decide(ctx, h, b, cond)
+			if fault != nil && faults == nil { // one is enough: the next batches have the same
+				faults = fmt.Errorf("%s: %w", b.Ref.ID(), fault)
+			}
+			if d = d.Allowed(pins, b.Ref.Sequence); !pending(d, b) {
+				continue
+			}
+			if n := len(tasks); n > 0 && tasks[n-1].Dataset == h.Dataset && tasks[n-1].To == b.Ref.Sequence && tasks[n-1].Decision == d {
+				tasks[n-1].To++
+				continue
+			}
+			tasks = append(tasks, Task{h.Dataset, b.Ref.Sequence, b.Ref.Sequence + 1, d})
+		}
+	}
+	return tasks, Cursor{}, true, faults, nil
+}
+
+func (s *Set) concerns(dataset string) bool {
+	return slices.ContainsFunc(s.policies, func(p *policy) bool { return len(p.rules) > 0 && p.matches(dataset) })
+}
+
+func (s *Set) decide(ctx context.Context, h tiers.Head, b tiers.BatchInfo, cond Conditions) (Decision, error) {
+	if b.State != "" {
+		return Decision{}, nil
+	}
+	next := time.Duration(-1)
+	if cond.Next != nil {
+		next = cond.Next(h.Dataset, b.Ref.Sequence)
+	}
+	return s.Decide(ctx, FactsOf(h, b, cond.Now, cond.Pressure, next))
+}
+
+// pending reports whether the decision is not carried out yet.
+func pending(d Decision, b tiers.BatchInfo) bool {
+	_, warm := b.Ref.In(arrowio.Warm)
+	_, cold := b.Ref.In(arrowio.Cold)
+	switch d.Action {
+	case Move:
+		return !cold
+	case Evict:
+		return warm
+	case Expire:
+		return b.State == ""
+	case Pin:
+	}
+	return false
+}
+
+// Demote chooses what to evict so that the warm tier comes down to the low watermark
+// of quota bytes once it holds more than the high one: the batches committed first,
+// pinned ones left out, at most limit of them. ok is false if there is nothing to
+// do or no policy has watermarks. The whole catalog is read, in bounded memory.
+func (s *Set) Demote(ctx context.Context, c Catalog, quota int64, limit int) (tasks []Task, ok bool, err error) {
+	high, low, name, ok := s.Watermarks()
+	if !ok || quota <= 0 || limit <= 0 {
+		return nil, false, nil
+	}
+	var used int64
+	oldest := make([]candidate, 0, limit) // sorted, the oldest first
+	for h, err := range c.Datasets(ctx) {
+		if err != nil {
+			return nil, false, err
+		}
+		pins, err := c.Pins(ctx, h.Dataset)
+		if err != nil {
+			return nil, false, err
+		}
+		for b, err := range c.Entries(ctx, h.Dataset, 0, tiers.End) {
+			if err != nil {
+				return nil, false, err
+			}
+			l, warm := b.Ref.In(arrowio.Warm)
+			if !warm {
+				continue
+			}
+			used += l.Bytes
+			if (Decision{Action: Evict}).Allowed(pins, b.Ref.Sequence).Action == Evict {
+				oldest = keepOldest(oldest, candidate{h.Dataset, b.Ref.Sequence, l.Bytes, b.Committed}, limit)
+			}
+		}
+	}
+	if float64(used) <= high*float64(quota) {
+		return nil, false, nil
+	}
+	d := Decision{Evict, name, "watermarks"}
+	for _, o := range oldest {
+		if float64(used) <= low*float64(quota) {
+			break
+		}
+		used -= o.bytes
+		tasks = append(tasks, Task{o.dataset, o.seq, o.seq + 1, d})
+	}
+	return tasks, len(tasks) > 0, nil
+}
+
+type candidate struct {
+	dataset   string
+	seq       uint64
+	bytes     int64
+	committed time.Time
+}
+
+func keepOldest(list []candidate, c candidate, limit int) []candidate {
+	i, _ := slices.BinarySearchFunc(list, c, func(a, b candidate) int {
+		if n := a.committed.Compare(b.committed); n != 0 {
+			return n
+		}
+		if n := strings.Compare(a.dataset, b.dataset); n != 0 {
+			return n
+		}
+		return int(min(max(int64(a.seq)-int64(b.seq), -1), 1))
+	})
+	if i == limit {
+		return list
+	}
+	if len(list) == limit {
+		list = list[:limit-1]
+	}
+	return slices.Insert(list, i, c)
+}
