@@ -25,7 +25,14 @@ const (
 // facts are what policies see beside an event, from the registry of models and the
 // catalog of batches, which are there once an App is connected.
 func (a *App) facts() governance.Facts {
-	return governance.Facts{Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts, Actor: a.Approvals.Directory().Facts}
+	return governance.Facts{Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts, Actor: a.actorFacts}
+}
+
+func (a *App) actorFacts(ctx context.Context, ev *events.Event, known *governance.Actor) error {
+	if a.Approvals == nil {
+		return nil
+	}
+	return a.Approvals.Directory().Facts(ctx, ev, known)
 }
 
 func (a *App) modelFacts(ctx context.Context, _ *events.Event, m *governance.Model) error {
