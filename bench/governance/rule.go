@@ -314,14 +314,20 @@ func pipelineOfPolicy(i int) string {
 	return fmt.Sprintf("pipeline-%d", i)
 }
 
-// The rules of the three that match, one of them the five clauses.
-var (
-	rulesCEL  = []string{fiveClauses, `data.requester != '' && data.requester != 'nobody'`, `data.challenger.auc >= data.champion.auc - 0.01 && event.subject == data.model`}
-	rulesRego = []string{fiveClausesRego, "input.data.requester != \"\"\n\tinput.data.requester != \"nobody\"", "input.data.challenger.auc >= input.data.champion.auc - 0.01\n\tinput.event.subject == input.data.model"}
-)
+// ruleCEL and ruleRego are the rules of the three that match, one of them the five
+// clauses, in turns.
+func ruleCEL(i int) string {
+	return [matching]string{
+		fiveClauses, `data.requester != '' && data.requester != 'nobody'`, `data.challenger.auc >= data.champion.auc - 0.01 && event.subject == data.model`,
+	}[i%matching]
+}
 
-func ruleCEL(i int) string  { return rulesCEL[i%len(rulesCEL)] }
-func ruleRego(i int) string { return rulesRego[i%len(rulesRego)] }
+func ruleRego(i int) string {
+	return [matching]string{
+		fiveClausesRego, "input.data.requester != \"\"\n\tinput.data.requester != \"nobody\"",
+		"input.data.challenger.auc >= input.data.champion.auc - 0.01\n\tinput.event.subject == input.data.model",
+	}[i%matching]
+}
 
 // deniedNothing reports whether a set of denials is there and empty.
 func deniedNothing(rs rego.ResultSet) bool {
