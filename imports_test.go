@@ -23,7 +23,7 @@ var owners = map[string]string{
 	"github.com/parquet-go/parquet-go":   "arrowio/parquet",
 	"github.com/ThreeDotsLabs/watermill": "events",
 	"google.golang.org/grpc":             "arrowio/flight",
-	"golang.org/x/mod":                   "governance/audit",
+	"golang.org/x/mod":                   "governance",
 }
 
 // bottom packages import nothing of ours but their own children.
