@@ -10,9 +10,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// events is a table as pipelines have them: keys and times that grow, measures with
+// eventRows is a table as pipelines have them: keys and times that grow, measures with
 // nulls, categories as text and as a dictionary, text that hardly repeats.
-func events(rows int) arrow.RecordBatch {
+func eventRows(rows int) arrow.RecordBatch {
 	opt := func(name string, dt arrow.DataType) arrow.Field {
 		return arrow.Field{Name: name, Type: dt, Nullable: true}
 	}

@@ -33,7 +33,7 @@ func (s settings) wants(name string) bool { return strings.Contains(name, s.only
 
 // groups are the parts of the benchmark, each with its rows of the table.
 func groups() map[string]func(settings) ([]benchtable.Row, error) {
-	return map[string]func(settings) ([]benchtable.Row, error){"parquet": parquetGroup, "s3": s3Group}
+	return map[string]func(settings) ([]benchtable.Row, error){"parquet": parquetGroup, "prefetch": prefetchGroup, "s3": s3Group}
 }
 
 func run() error {
@@ -42,7 +42,7 @@ func run() error {
 	flag.StringVar(&s.only, "only", "", "run the cases whose names contain this")
 	flag.StringVar(&s.python, "python", ".venv/bin/python", "a Python with pyarrow")
 	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "write a CPU profile of our side")
-	flag.StringVar(&s.group, "group", "", "run this group alone: parquet or s3")
+	flag.StringVar(&s.group, "group", "", "run this group alone: parquet, prefetch or s3")
 	out := flag.String("o", ".bench/tiers.json", "where the table goes as JSON")
 	flag.Parse()
 	var rows []benchtable.Row

@@ -66,7 +66,7 @@ func parquetGroup(s settings) (rows []benchtable.Row, err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	for name, batch := range map[string]arrow.RecordBatch{"events": events(400_000), "embeddings": embeddings(100_000)} {
+	for name, batch := range map[string]arrow.RecordBatch{"events": eventRows(400_000), "embeddings": embeddings(100_000)} {
 		more, err := compare(s, py, dir, name, batch)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/benchtable"
+	"github.com/stokehold/stokehold/tiers"
+	"github.com/stokehold/stokehold/tiers/objectdir"
+	"github.com/stokehold/stokehold/tiers/prefetch"
+)
+
+const (
+	coldBatches = 48
+	coldBytes   = 16 << 20              // of a batch
+	hotBytes    = 256 << 20             // of the arena: a third of the dataset
+	compute     = 20 * time.Millisecond // of the accelerator, for a batch
+	linkTime    = 18 * time.Millisecond // of the link, for a batch: just less than the consumer takes
+	settling    = 8                     // batches before which nothing is counted
+)
+
+// prefetchGroup measures how much of the time an accelerator works that takes 20 ms
+// for a batch of 16 MiB, which comes from the cold tier over a link just faster than
+// that: reading ahead, against opening each batch when it is wanted.
+func prefetchGroup(s settings) (rows []benchtable.Row, err error) {
+	const name = "accelerator busy, cold dataset three times the hot tier, reading ahead against not"
+	if !s.wants(name) {
+		return nil, nil
+	}
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "stokehold-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	c, err := newColdDataset(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	ahead, alone := make([]float64, 0, s.rounds), make([]float64, 0, s.rounds)
+	for range s.rounds {
+		busy, err := consume(prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil))
+		if err != nil {
+			return nil, err
+		}
+		ahead = append(ahead, busy)
+		if busy, err = consume(c.oneByOne(ctx)); err != nil {
+			return nil, err
+		}
+		alone = append(alone, busy)
+	}
+	slices.Sort(ahead)
+	slices.Sort(alone)
+	v, b := ahead[len(ahead)/2], alone[len(alone)/2]
+	return []benchtable.Row{{Case: name, Unit: "%", Value: 100 * v, Baseline: 100 * b, Ratio: v / b}}, nil
+}
+
+// consume takes the accelerator's time for each batch, and returns the share of all
+// the time that this is.
+func consume(batches iter.Seq2[*tiers.Batch, error]) (float64, error) {
+	var begun time.Time
+	n := 0
+	for b, err := range batches {
+		if err != nil {
+			return 0, err
+		}
+		if n++; n == settling+1 {
+			begun = time.Now()
+		}
+		if b.Record.NumRows() != coldBytes/8 {
+			return 0, fmt.Errorf("a batch of %d rows", b.Record.NumRows())
+		}
+		time.Sleep(compute) // an accelerator leaves the processors alone
+	}
+	if n != coldBatches {
+		return 0, fmt.Errorf("%d of %d batches", n, coldBatches)
+	}
+	return float64((coldBatches-settling)*compute) / float64(time.Since(begun)), nil
+}
+
+// coldDataset is a dataset of which a store has the cold copies alone.
+type coldDataset struct {
+	server *server.Server
+	conn   *nats.Conn
+	bus    *events.Bus
+	host   *shm.Host
+	store  *tiers.Store
+	refs   []arrowio.Ref
+}
+
+func newColdDataset(ctx context.Context, dir string) (_ *coldDataset, err error) {
+	c := &coldDataset{host: &shm.Host{}}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.server, err = server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, JetStream: true, StoreDir: filepath.Join(dir, "nats"),
+	}); err != nil {
+		return nil, err
+	}
+	c.server.Start()
+	if !c.server.ReadyForConnections(10 * time.Second) {
+		return nil, errors.New("embedded nats-server not ready within 10 s")
+	}
+	if c.conn, err = nats.Connect(c.server.ClientURL()); err != nil {
+		return nil, err
+	}
+	if c.bus, err = events.Open(ctx, events.Config{Conn: c.conn, Judge: events.AllowAll()}); err != nil {
+		return nil, err
+	}
+	objects, err := objectdir.Open(filepath.Join(dir, "cold"))
+	if err != nil {
+		return nil, err
+	}
+	arena, err := shm.New(shm.Config{Bytes: hotBytes, Prefault: true})
+	if err != nil {
+		return nil, err
+	}
+	c.store, err = tiers.Open(ctx, tiers.Config{
+		Conn: c.conn, Bus: c.bus, Host: c.host, Arena: arena, Warm: filepath.Join(dir, "warm"), Cold: &link{ObjectStore: objects},
+	})
+	if err != nil {
+		return nil, errors.Join(err, arena.Close())
+	}
+	return c, c.fill(ctx)
+}
+
+// fill writes the dataset, moves it to the cold tier, and keeps refs to that alone.
+func (c *coldDataset) fill(ctx context.Context) error {
+	const dataset = "bench/cold"
+	schema := arrow.NewSchema([]arrow.Field{{Name: "x", Type: arrow.PrimitiveTypes.Float64}}, nil)
+	w, err := c.store.Writer(ctx, dataset, schema, tiers.Fence{Run: "bench", Stage: "fill", Attempt: 1})
+	if err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // not a secret
+	b := array.NewFloat64Builder(memory.DefaultAllocator)
+	defer b.Release()
+	for seq := range uint64(coldBatches) {
+		for range coldBytes / 8 {
+			b.Append(random.Float64())
+		}
+		col := b.NewArray()
+		rec := array.NewRecordBatch(schema, []arrow.Array{col}, coldBytes/8)
+		_, err := w.WriteAt(ctx, seq, rec)
+		rec.Release()
+		col.Release()
+		if err == nil {
+			err = c.store.MigrateBatch(ctx, dataset, seq)
+		}
+		if err != nil {
+			return err
+		}
+		ref, err := c.store.Ref(ctx, dataset, seq)
+		if err != nil {
+			return err
+		}
+		cold, ok := ref.In(arrowio.Cold)
+		if !ok {
+			return fmt.Errorf("%s has no cold copy", ref.ID())
+		}
+		ref.Locations = []arrowio.Location{cold}
+		c.refs = append(c.refs, ref)
+	}
+	return nil
+}
+
+func (c *coldDataset) each(yield func(arrowio.Ref, error) bool) {
+	for _, ref := range c.refs {
+		if !yield(ref, nil) {
+			return
+		}
+	}
+}
+
+// oneByOne opens each batch when it is wanted.
+func (c *coldDataset) oneByOne(ctx context.Context) iter.Seq2[*tiers.Batch, error] {
+	return func(yield func(*tiers.Batch, error) bool) {
+		for _, ref := range c.refs {
+			b, err := c.store.OpenBatch(ctx, ref, true)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			more := yield(b, nil)
+			b.Release()
+			if !more {
+				return
+			}
+		}
+	}
+}
+
+func (c *coldDataset) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if c.store != nil {
+		_ = c.store.Close(ctx) // the process ends
+	}
+	_ = c.host.Close()
+	if c.bus != nil {
+		_ = c.bus.Close(ctx)
+	}
+	if c.conn != nil {
+		c.conn.Close()
+	}
+	if c.server != nil {
+		c.server.Shutdown()
+	}
+}
+
+// link is an object store at the other end of a link that takes linkTime for a
+// batch, and lets one object through at a time.
+type link struct {
+	tiers.ObjectStore
+	wire sync.Mutex
+}
+
+// Get implements tiers.ObjectStore.
+func (l *link) Get(ctx context.Context, key string) ([]byte, error) {
+	b, err := l.ObjectStore.Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	l.wire.Lock()
+	defer l.wire.Unlock()
+	time.Sleep(linkTime)
+	return b, nil
+}
