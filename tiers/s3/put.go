@@ -62,7 +62,9 @@ func (s *Store) put(ctx context.Context, op, key string, body []byte, ifAbsent b
 	} else {
 		err = u.whole(ctx)
 	}
-	if ifAbsent && isExists(err) {
+	// An endpoint that refuses before it has read the body may reset the connection,
+	// and the refusal with it.
+	if ifAbsent && (isExists(err) || err != nil && minio.ToErrorResponse(err).StatusCode == 0 && u.exists(ctx)) {
 		return fmt.Errorf("s3: %s %s: %w", op, s.URI(key), tiers.ErrExists)
 	}
 	if err != nil {
@@ -218,6 +220,12 @@ func (u *upload) complete(ctx context.Context, id string, parts []minio.ObjectPa
 		return nil // by a first try whose answer was lost
 	}
 	return err
+}
+
+// exists reports whether there is an object under the key, whoever put it.
+func (u *upload) exists(ctx context.Context) bool {
+	_, err := u.client.StatObject(ctx, u.Bucket, u.key, minio.StatObjectOptions{ServerSideEncryption: u.customer})
+	return err == nil
 }
 
 // arrived reports whether the object is there as it was put.
