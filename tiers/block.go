@@ -294,6 +294,7 @@ func (s *Store) tail(ctx context.Context, name string, n uint64) (map[uint64]rev
 // their keys into the block. It may die anywhere, and run beside another.
 func (s *Store) compactBlock(ctx context.Context, name string, n uint64) error {
 	key := blockKey(name, n)
+	var missing error
 	for range maxRaces {
 		// The block before the keys: what another one moves in between changes the
 		// block, so that storing it below fails.
@@ -308,10 +309,13 @@ func (s *Store) compactBlock(ctx context.Context, name string, n uint64) error {
 		}
 		if fresh {
 			if len(keys) != blockBatches {
-				if _, _, err := s.catalog.getBlock(ctx, key); err == nil {
-					continue // another one has stored it since, and removes the keys
+				// Another one has stored the block since, and removes the keys; or a key that
+				// was changed while they were listed was passed over.
+				missing = fmt.Errorf("%w: block %d has %d keys of %d", ErrNotFound, n, len(keys), blockBatches)
+				if err := backoff(ctx); err != nil {
+					return err
 				}
-				return fmt.Errorf("%w: block %d has %d keys of %d", ErrNotFound, n, len(keys), blockBatches)
+				continue
 			}
 			b.Entries = make([]entry, blockBatches)
 		}
@@ -334,6 +338,9 @@ func (s *Store) compactBlock(ctx context.Context, name string, n uint64) error {
 		if err != nil || !again {
 			return err
 		}
+	}
+	if missing != nil {
+		return missing
 	}
 	return fmt.Errorf("catalog: %s: lost %d compare-and-sets in a row", key, maxRaces)
 }

@@ -14,6 +14,7 @@ import (
 	"unsafe"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/parquet-go/parquet-go/encoding/thrift"
 	"github.com/parquet-go/parquet-go/format"
 	"golang.org/x/sync/errgroup"
@@ -207,6 +208,9 @@ func (w *Writer) rowGroup(ctx context.Context, batch arrow.RecordBatch) error {
 	}
 	group := format.RowGroup{NumRows: batch.NumRows(), FileOffset: w.out.n, Ordinal: int16(min(len(w.footer.RowGroups), math.MaxInt16))}
 	group.Columns = make([]format.ColumnChunk, 0, len(w.tree.leaves))
+	for _, c := range batch.Columns() {
+		countNulls(c)
+	}
 	work, ctx := errgroup.WithContext(ctx)
 	free := make(chan *columnEncoder, len(w.encoders))
 	for _, e := range w.encoders {
@@ -405,3 +409,23 @@ func Write(out io.Writer, batches ...arrow.RecordBatch) error {
 }
 
 func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// countNulls has every array know how many nulls it has. Arrow counts them when it
+// is first asked, and columns that are encoded at once may share a parent.
+func countNulls(a arrow.Array) {
+	a.NullN()
+	switch t := a.(type) {
+	case *array.Struct:
+		for i := range t.NumField() {
+			countNulls(t.Field(i))
+		}
+	case array.ListLike:
+		countNulls(t.ListValues())
+	case *array.Dictionary:
+		countNulls(t.Dictionary())
+	case *array.RunEndEncoded:
+		countNulls(t.Values())
+	case array.ExtensionArray:
+		countNulls(t.Storage())
+	}
+}

@@ -157,7 +157,12 @@ func (s *scene) rebuild(change func([]raw) []raw) {
 	if err := s.js.DeleteStream(ctx, stream); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := s.js.CreateStream(ctx, cfg); err != nil {
+	// The server may still be removing the old one's files.
+	_, err = s.js.CreateStream(ctx, cfg)
+	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		_, err = s.js.CreateStream(ctx, cfg)
+	}
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	for _, m := range change(all) {

@@ -47,10 +47,11 @@ func newIssuer(t *testing.T) *issuer {
 	i := &issuer{key: key}
 	i.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var answer any
+		url := "http://" + r.Host // i.URL may not be set yet
 		switch r.URL.Path {
 		case "/.well-known/openid-configuration":
 			answer = map[string]any{
-				"issuer": i.URL, "jwks_uri": i.URL + "/keys", "authorization_endpoint": i.URL + "/auth", "token_endpoint": i.URL + "/token",
+				"issuer": url, "jwks_uri": url + "/keys", "authorization_endpoint": url + "/auth", "token_endpoint": url + "/token",
 				"response_types_supported": []string{"id_token"}, "subject_types_supported": []string{"public"},
 				"id_token_signing_alg_values_supported": []string{"RS256"},
 			}
