@@ -119,9 +119,20 @@ func DrawField(t *rapid.T, depth int) arrow.Field {
 		return rapid.SampledFrom(Unknown()).Draw(t, "extension")
 	}
 	f := arrow.Field{Name: rapid.SampledFrom([]string{"a", "b", "värde", "", "a b", "長"}).Draw(t, "name"), Type: DrawType(t, depth)}
-	f.Nullable = f.Type.ID() == arrow.NULL || rapid.Bool().Draw(t, "nullable")
+	f.Nullable = onlyNull(f.Type) || rapid.Bool().Draw(t, "nullable")
 	f.Metadata = DrawMetadata(t)
 	return f
+}
+
+// onlyNull reports whether every value of a type is null.
+func onlyNull(dt arrow.DataType) bool {
+	switch t := dt.(type) {
+	case *arrow.DictionaryType:
+		return onlyNull(t.ValueType)
+	case *arrow.RunEndEncodedType:
+		return onlyNull(t.Encoded())
+	}
+	return dt.ID() == arrow.NULL
 }
 
 // DrawMetadata draws metadata, in which text is not always UTF-8.
