@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/bitutil"
+	"github.com/apache/arrow-go/v18/arrow/extensions"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/parquet-go/parquet-go/format"
 )
@@ -25,7 +28,14 @@ func (c *columnReader) array() (arrow.ArrayData, error) {
 	case layoutNull:
 		return array.NewData(n.dt, c.slots, []*memory.Buffer{nil}, nil, c.slots, 0), nil
 	case layoutBytes:
-		buffers, err := byteBuffers(n, n.dt, c.data, c.ends)
+		data, ends := c.data, c.ends
+		if !n.optional && c.nulls > 0 && n.isJSON() {
+			if err := c.take(int64(c.nulls * len(jsonNull))); err != nil {
+				return nil, err
+			}
+			data, ends = fillMasked(data, ends, c.bits, jsonNull)
+		}
+		buffers, err := byteBuffers(n, n.dt, data, ends)
 		if err != nil {
 			return nil, err
 		}
@@ -35,6 +45,32 @@ func (c *columnReader) array() (arrow.ArrayData, error) {
 	default:
 		return array.NewData(n.dt, c.slots, []*memory.Buffer{validity, memory.NewBufferBytes(present(c.fixed))}, nil, nulls, 0), nil
 	}
+}
+
+const jsonNull = "null"
+
+// isJSON reports whether the values must be JSON, which no bytes at all are not.
+func (n *node) isJSON() bool {
+	return slices.ContainsFunc(n.wraps, func(dt arrow.DataType) bool {
+		_, ok := dt.(*extensions.JSONType)
+		return ok
+	})
+}
+
+// fillMasked puts filler where valid has no bit: under a
+// null parent.
+func fillMasked(data []byte, ends []int64, valid []byte, filler string) ([]byte, []int64) {
+	filled := make([]byte, 0, len(data)+len(filler))
+	at := make([]int64, 1, len(ends))
+	for i := range len(ends) - 1 {
+		if bitutil.BitIsSet(valid, i) {
+			filled = append(filled, data[ends[i]:ends[i+1]]...)
+		} else {
+			filled = append(filled, filler...)
+		}
+		at = append(at, int64(len(filled)))
+	}
+	return filled, at
 }
 
 func bufferOf(bits []byte) *memory.Buffer {
@@ -68,28 +104,33 @@ func (c *columnReader) dictionaryArray(validity *memory.Buffer, nulls int) (arro
 			return nil, fmt.Errorf("index %d in a dictionary with indices of type %s", greatest, t.IndexType)
 		}
 	}
+	values, size := c.dict, c.dictLen
+	if size == 0 && !n.optional && c.nulls > 0 {
+		// Slots under a null parent have index 0, which must be somebody's.
+		values, size = entries{ends: []int64{0, 0}, fixed: make([]byte, max(1, arrowWidth(t.ValueType)))}, 1
+	}
 	var dict *array.Data
 	switch {
 	case t.ValueType.ID() == arrow.NULL:
 		dict = array.NewData(t.ValueType, 0, []*memory.Buffer{nil}, nil, 0, 0)
 	case n.storage.physical == format.ByteArray:
-		ends := c.dict.ends
+		ends := values.ends
 		if ends == nil {
 			ends = []int64{0}
 		}
-		buffers, err := byteBuffers(n, t.ValueType, c.dict.data, ends)
+		buffers, err := byteBuffers(n, t.ValueType, values.data, ends)
 		if err != nil {
 			return nil, fmt.Errorf("dictionary: %w", err)
 		}
-		dict = array.NewData(t.ValueType, c.dictLen, append([]*memory.Buffer{nil}, buffers...), nil, 0, 0)
+		dict = array.NewData(t.ValueType, size, append([]*memory.Buffer{nil}, buffers...), nil, 0, 0)
 	case n.storage.physical == format.Boolean:
-		packed := make([]byte, (c.dictLen+7)/8)
-		for i, v := range c.dict.fixed {
+		packed := make([]byte, (size+7)/8)
+		for i, v := range values.fixed {
 			packed[i/8] |= v << (i % 8)
 		}
-		dict = array.NewData(t.ValueType, c.dictLen, []*memory.Buffer{nil, memory.NewBufferBytes(packed)}, nil, 0, 0)
+		dict = array.NewData(t.ValueType, size, []*memory.Buffer{nil, memory.NewBufferBytes(packed)}, nil, 0, 0)
 	default:
-		dict = array.NewData(t.ValueType, c.dictLen, []*memory.Buffer{nil, memory.NewBufferBytes(present(c.dict.fixed))}, nil, 0, 0)
+		dict = array.NewData(t.ValueType, size, []*memory.Buffer{nil, memory.NewBufferBytes(present(values.fixed))}, nil, 0, 0)
 	}
 	return array.NewDataWithDictionary(n.dt, c.slots, []*memory.Buffer{validity, memory.NewBufferBytes(index)}, nulls, 0, dict), nil
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 	"pgregory.net/rapid"
 
 	"github.com/stokehold/stokehold/arrowio"
@@ -198,6 +200,29 @@ func TestEveryTypeRoundTrips(t *testing.T) {
 	}
 	if stored < 1000 {
 		t.Errorf("only %d batches were stored", stored)
+	}
+}
+
+// Whatever is in the slots under a null parent, which nobody sees, must be valid.
+func TestValuesUnderNullParentsAreValid(t *testing.T) {
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(3, 4)))
+	for _, dt := range append(arrowtest.Leaves(), arrowtest.Canonical()...) {
+		for _, dt := range append([]arrow.DataType{dt}, arrowtest.Nests(dt)...) {
+			parent := arrow.StructOf(arrow.Field{Name: "required", Type: dt})
+			if !holds(parent) {
+				continue
+			}
+			child := g.Batch(arrow.NewSchema(parent.Fields(), nil), 3)
+			data := array.NewData(parent, 3, []*memory.Buffer{memory.NewBufferBytes([]byte{0})}, []arrow.ArrayData{child.Column(0).Data()}, 3, 0)
+			nulls := array.MakeFromData(data)
+			schema := arrow.NewSchema([]arrow.Field{{Name: "parent", Type: parent, Nullable: true}}, nil)
+			rec := array.NewRecordBatch(schema, []arrow.Array{nulls}, 3)
+			roundTrip(t, rec, parquet.WriterConfig{}, parquet.ScanOptions{})
+			data.Release()
+			child.Release()
+			rec.Release()
+			nulls.Release()
+		}
 	}
 }
 
