@@ -56,6 +56,8 @@ func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
 const (
 	prefix      = "tierstest/"
 	caseTimeout = 2 * time.Minute
+	// sweepTimeout is how long requests of those who left may take to be answered.
+	sweepTimeout = 20 * time.Second
 )
 
 func body(size int) []byte {
