@@ -24,6 +24,8 @@ const (
 	RoleAuditor Role = "auditor"
 	// RolePolicyAuthor applies policy bundles, and puts that on record.
 	RolePolicyAuthor Role = "policy-author"
+	// RoleBudgetAuthor sets what runs may spend, and puts that on record.
+	RoleBudgetAuthor Role = "budget-author"
 )
 
 // Access is a user of a bus, for Permissions.
@@ -69,9 +71,12 @@ func Permissions(a Access) (Grants, error) {
 	case RoleAuditor:
 		g.reads(g.n.decisions())
 	case RolePolicyAuthor:
-		g.policyAuthor()
+		g.author(g.n.policies())
+	case RoleBudgetAuthor:
+		g.author(g.n.budgets())
+		g.readsBucket(g.n.usage())
 	default:
-		faults = append(faults, fmt.Errorf("role %q: want one of %s, %s, %s, %s", a.Role, RoleGate, RoleComponent, RoleAuditor, RolePolicyAuthor))
+		faults = append(faults, fmt.Errorf("role %q: want one of %s, %s, %s, %s, %s", a.Role, RoleGate, RoleComponent, RoleAuditor, RolePolicyAuthor, RoleBudgetAuthor))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return Grants{}, &Error{Op: "permissions", Err: fmt.Errorf("%w: %w", ErrConfig, err)}
@@ -84,8 +89,10 @@ func Permissions(a Access) (Grants, error) {
 // them only here, so that a user's permissions are in one place.
 func (n names) decisions() string { return n.stream("DECISIONS") }
 func (n names) policies() string  { return n.prefix + "_policies" }
+func (n names) budgets() string   { return n.prefix + "_budgets" }
+func (n names) usage() string     { return n.prefix + "_usage" }
 func (n names) buckets() []string {
-	return []string{n.prefix + "_catalog", n.prefix + "_models", n.prefix + "_approvals"}
+	return []string{n.prefix + "_catalog", n.prefix + "_models", n.prefix + "_approvals", n.usage()}
 }
 
 // granting collects subjects to publish to.
@@ -117,9 +124,12 @@ func (g *granting) gate() {
 		g.readsBucket(b)
 		g.allow("$KV." + b + ".>")
 	}
-	// Whoever is first makes the bucket of policies; what is in it is another's.
-	g.allow("$JS.API.STREAM.CREATE.KV_" + g.n.policies())
-	g.readsBucket(g.n.policies())
+	// Whoever is first makes the buckets of policies and of limits; what is in them is
+	// another's.
+	for _, b := range []string{g.n.policies(), g.n.budgets()} {
+		g.allow("$JS.API.STREAM.CREATE.KV_" + b)
+		g.readsBucket(b)
+	}
 }
 
 func (g *granting) component(durables []string) {
@@ -129,8 +139,9 @@ func (g *granting) component(durables []string) {
 	}
 }
 
-func (g *granting) policyAuthor() {
-	b := g.n.policies()
+// author is who writes a bucket that the gate only reads, and puts on record what
+// is written.
+func (g *granting) author(b string) {
 	g.keeps("KV_" + b)
 	g.readsBucket(b)
 	// Opening the decision log makes sure that its stream is there and kept as long as

@@ -52,7 +52,7 @@ func TestPermissionsTellAllFaults(t *testing.T) {
 
 // No role may do everything, and nobody but the gate may write events.
 func TestPermissionsAreLeast(t *testing.T) {
-	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor} {
+	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor, events.RoleBudgetAuthor} {
 		a := events.Access{Role: role}
 		if role == events.RoleComponent {
 			a.Durables = []string{"d"}
@@ -69,6 +69,8 @@ func TestPermissionsAreLeast(t *testing.T) {
 				t.Errorf("%s may publish events: %s", role, s)
 			case strings.HasPrefix(s, "$KV.stokehold_policies.") && role != events.RolePolicyAuthor:
 				t.Errorf("%s may write policies: %s", role, s)
+			case strings.HasPrefix(s, "$KV.stokehold_budgets.") && role != events.RoleBudgetAuthor, strings.HasPrefix(s, "$KV.stokehold_usage.") && role != events.RoleGate:
+				t.Errorf("%s may write budgets: %s", role, s)
 			case strings.Contains(s, "STREAM.DELETE") || strings.Contains(s, "STREAM.PURGE"):
 				t.Errorf("%s may take records away: %s", role, s)
 			}
@@ -88,7 +90,7 @@ func guard(t testing.TB) *guarded {
 	t.Helper()
 	g := &guarded{inbox: map[events.Role]string{}, refuse: make(chan error, 16)}
 	var users strings.Builder
-	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor} {
+	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor, events.RoleBudgetAuthor} {
 		a := events.Access{Role: role}
 		if role == events.RoleComponent {
 			a.Durables = []string{"scorer"}
@@ -192,7 +194,7 @@ func TestNobodyPublishesPastTheGate(t *testing.T) {
 	// Straight to NATS, with its own credentials.
 	for _, subject := range []string{
 		"stokehold.event.run.started.run-1", "stokehold.event.anything", "stokehold.topic.t", "stokehold.dlq.x", "stokehold.held.x", "stokehold.decision.allow",
-		"$KV.stokehold_policies.default", "$KV.stokehold_catalog.x", "$JS.API.STREAM.DELETE.STOKEHOLD_EVENTS", "$JS.API.STREAM.PURGE.STOKEHOLD_EVENTS",
+		"$KV.stokehold_policies.default", "$KV.stokehold_catalog.x", "$KV.stokehold_usage.use.x", "$KV.stokehold_budgets.document", "$JS.API.STREAM.DELETE.STOKEHOLD_EVENTS", "$JS.API.STREAM.PURGE.STOKEHOLD_EVENTS",
 		"$JS.API.CONSUMER.CREATE.STOKEHOLD_EVENTS.mine", "$JS.API.CONSUMER.DELETE.STOKEHOLD_EVENTS.scorer", "$JS.ACK.STOKEHOLD_EVENTS.other.1.1.1.1.1",
 	} {
 		forged := nats.NewMsg(subject)
@@ -209,13 +211,17 @@ func TestNobodyPublishesPastTheGate(t *testing.T) {
 		}
 		g.refused(t, subject)
 	}
-	for role, subject := range map[events.Role]string{
-		events.RoleAuditor: "stokehold.event.run.started.run-1", events.RolePolicyAuthor: "stokehold.event.run.started.run-1", events.RoleGate: "$KV.stokehold_policies.default",
+	for role, subjects := range map[events.Role][]string{
+		events.RoleAuditor: {"stokehold.event.run.started.run-1"}, events.RolePolicyAuthor: {"stokehold.event.run.started.run-1", "$KV.stokehold_budgets.document"},
+		events.RoleGate:         {"$KV.stokehold_policies.default", "$KV.stokehold_budgets.document"},
+		events.RoleBudgetAuthor: {"stokehold.event.run.started.run-1", "$KV.stokehold_policies.default", "$KV.stokehold_usage.use.x"},
 	} {
-		if err := g.as(role).Publish(subject, nil); err != nil {
-			t.Fatal(err)
+		for _, subject := range subjects {
+			if err := g.as(role).Publish(subject, nil); err != nil {
+				t.Fatal(err)
+			}
+			g.refused(t, subject)
 		}
-		g.refused(t, subject)
 	}
 	s, err := js.Stream(ctx, "STOKEHOLD_EVENTS")
 	if err != nil {
