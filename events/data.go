@@ -223,3 +223,17 @@ type ApprovalVote struct {
 	Reason  string    `json:"reason"`
 	At      time.Time `json:"at"`
 }
+
+// BudgetExhausted is the data of TypeBudgetExhausted.
+type BudgetExhausted struct {
+	Pipeline    string  `json:"pipeline"`
+	Run         string  `json:"run"`
+	Stage       string  `json:"stage"`
+	Attempt     int     `json:"attempt"`     // that was stopped, or not begun
+	Accelerator string  `json:"accelerator"` // that the stage uses
+	Scope       string  `json:"scope"`       // of the budget, e.g. team/late
+	Window      string  `json:"window"`      // run, day or month
+	Resource    string  `json:"resource"`    // money, accelerator-seconds, or "seconds:" and an accelerator
+	Spent       float64 `json:"spent"`       // in the window, in units of the resource
+	Limit       float64 `json:"limit"`
+}

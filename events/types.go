@@ -31,6 +31,7 @@ const (
 	TypeTriggerSuppressed  = "trigger.suppressed"
 	TypeApprovalRequested  = "approval.requested"
 	TypeApprovalDecided    = "approval.decided"
+	TypeBudgetExhausted    = "budget.exhausted"
 )
 
 // maxTypeBytes bounds the name of an event type: it is part of every subject.
@@ -71,6 +72,7 @@ func standardTypes() []Type {
 		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},
 		{TypeApprovalRequested, "People are asked to approve an event", asked, "governance/approval", ApprovalRequested{}},
 		{TypeApprovalDecided, "A request for approval is decided, or expired undecided", asked, "governance/approval", ApprovalDecided{}},
+		{TypeBudgetExhausted, "A stage has nothing left to use, and waits for a budget", run, "workflows", BudgetExhausted{}},
 	}
 }
 

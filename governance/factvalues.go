@@ -248,6 +248,9 @@ var extractors = map[string]func(x *extracted, raw []byte) error{ //nolint:goche
 	events.TypeStageStarted: extractor(func(x *extracted, d *events.StageStarted) {
 		x.run = Run{ID: d.Run, Pipeline: d.Pipeline, Stage: d.Stage, Cause: x.run.Cause, Attempt: new(int64(d.Attempt))}
 	}),
+	events.TypeBudgetExhausted: extractor(func(x *extracted, d *events.BudgetExhausted) {
+		x.run = Run{ID: d.Run, Pipeline: d.Pipeline, Stage: d.Stage, Cause: x.run.Cause, Attempt: new(int64(d.Attempt))}
+	}),
 	events.TypeStageCompleted: extractor(func(x *extracted, d *events.StageCompleted) {
 		x.run = Run{ID: d.Run, Pipeline: d.Pipeline, Stage: d.Stage, Cause: x.run.Cause, Attempt: new(int64(d.Attempt))}
 	}),

@@ -185,8 +185,13 @@ func (d *runDriver) runInChild(ctx context.Context, pool *worker.Pool) error {
 	if err != nil {
 		return Permanent(err)
 	}
+	started := func() {}
+	if d.hooks.Idle != nil {
+		started = d.hooks.Idle()
+	}
+	defer started()
 	job := worker.Job{
-		Stage: ChildName(d.a.Pipeline, d.a.Stage), Params: params,
+		Stage: ChildName(d.a.Pipeline, d.a.Stage), Params: params, OnStart: started,
 		OnBatch: d.adopt, OnModel: d.saveModel,
 		OnProgress: func(p worker.Progress) error {
 			if p.Values[restored] != 0 {

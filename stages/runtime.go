@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/tiers"
@@ -49,6 +50,9 @@ type Progress struct {
 	Data       DataStats       `json:"data"`
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty"`
 	Written    Written         `json:"written,omitzero"` // what the output had when Checkpoint was made
+	// Used is what the attempt has used so far. Whoever runs it sets it; should the
+	// attempt die before that is on the books, the next one puts it there.
+	Used *budget.Report `json:"used,omitempty"`
 }
 
 // Written is how much of its output a stage has written.
@@ -63,6 +67,16 @@ type Written struct {
 type Hooks struct {
 	Report   func(Progress) // called on every change, from any goroutine; must be cheap
 	Previous Progress       // what the attempt before this one last reported
+	// Idle is called when the attempt begins to wait for a worker, and what it returns
+	// when it has one or gives up: in between it uses no accelerator. nil: nobody
+	// counts.
+	Idle func() (resume func())
+}
+
+// Device is what an attempt holds while it runs.
+type Device struct {
+	Accelerator string // e.g. nvidia-h100; empty: budget.CPU
+	Count       int    // 0 is 1
 }
 
 // Runtime feeds stages: it opens inputs, fences outputs, counts, and publishes
@@ -73,6 +87,7 @@ type Runtime struct {
 	Bus      *events.Bus
 	Children *worker.Pool            // of this program; nil: stages marked ChildProcess fail
 	Workers  map[string]*worker.Pool // of other programs, by name
+	Local    Device                  // that stages of this process hold
 	Log      *slog.Logger
 }
 
@@ -111,6 +126,20 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 		return Result{}, err
 	}
 	return res, nil
+}
+
+// Device is what an attempt at a stage holds: that of the worker which it runs in,
+// for which worker.Config says it.
+func (r *Runtime) Device(a Assignment) Device {
+	if !a.ChildProcess {
+		return r.Local
+	}
+	p, err := r.pool(a.Worker)
+	if err != nil {
+		return r.Local
+	}
+	kind, count := p.Accelerator()
+	return Device{kind, count}
 }
 
 func (r *Runtime) run(ctx context.Context, s Stage, a Assignment, d *runDriver) (err error) {

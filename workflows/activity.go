@@ -15,6 +15,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
 )
@@ -45,6 +46,7 @@ type activities struct {
 	aliases    Aliases
 	migrator   Migrator
 	approvals  Approvals
+	budgets    Budgets // nil: nobody counts
 	log        *slog.Logger
 	queue      string
 	pipelines  map[string]*Definition
@@ -84,14 +86,14 @@ func (a *activities) runStage(ctx context.Context, as stages.Assignment) (stages
 	stageCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stopBeat := beat.start(ctx, cancel)
-	res, err := a.execute(stageCtx, stage, as, hooks)
+	res, err := a.metered(stageCtx, cancel, stage, as, hooks, beat)
 	stopBeat()
 	if err == nil {
 		if err = checkResult(res); err == nil {
 			return res, nil
 		}
 	}
-	return stages.Result{}, stageError(stageCtx, as, err, beat.last())
+	return stages.Result{}, a.stageError(stageCtx, as, err, beat.last())
 }
 
 func (a *activities) lookup(as stages.Assignment) (stages.Stage, error) {
@@ -110,8 +112,9 @@ func (a *activities) lookup(as stages.Assignment) (stages.Stage, error) {
 }
 
 // execute calls the executor on a goroutine of its own, so that a stage that
-// does not stop when told cannot hold the worker for ever.
-func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assignment, h stages.Hooks) (stages.Result, error) {
+// does not stop when told cannot hold the worker for ever. ended is closed when it
+// has stopped.
+func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assignment, h stages.Hooks, ended chan<- struct{}) (stages.Result, error) {
 	type outcome struct {
 		res stages.Result
 		err error
@@ -124,6 +127,7 @@ func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assi
 				a.log.Error("stage panicked", "run", as.Run, "stage", as.Stage, "attempt", as.Attempt, "panic", p, "stack", string(debug.Stack()))
 				o.err = fmt.Errorf("stage panicked: %v", p)
 			}
+			close(ended)
 			done <- o
 		}()
 		o.res, o.err = a.executor.Execute(ctx, s, as, h)
@@ -144,9 +148,10 @@ func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assi
 }
 
 // stageError turns a stage's error into what Temporal does next.
-func stageError(ctx context.Context, as stages.Assignment, err error, last stages.Progress) error {
+func (a *activities) stageError(ctx context.Context, as stages.Assignment, err error, last stages.Progress) error {
 	cause := context.Cause(ctx)
 	detail := stageFailure{Stage: as.Stage, Attempts: as.Attempt, Reason: clip(err.Error(), maxReasonBytes), Permanent: stages.IsPermanent(err)}
+	var paused *pausedError
 	switch {
 	case errors.Is(cause, errCanceled):
 		return temporal.NewCanceledError(detail)
@@ -154,6 +159,8 @@ func stageError(ctx context.Context, as stages.Assignment, err error, last stage
 		return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
 			temporal.ApplicationErrorOptions{Cause: err, Details: []any{detail}, NextRetryDelay: 100 * time.Millisecond,
 				Category: temporal.ApplicationErrorCategoryBenign})
+	case errors.As(cause, &paused), errors.As(err, &paused):
+		return a.pauseError(as, detail, paused, last)
 	case errors.Is(err, events.ErrApprovalRequired):
 		return approvalError(detail, err, last)
 	case detail.Permanent:
@@ -179,7 +186,8 @@ func checkResult(r stages.Result) error {
 type heart struct {
 	mu      sync.Mutex
 	current stages.Progress
-	ctx     context.Context // of the activity; a heart lives no longer
+	used    func() *budget.Report // nil: nobody counts
+	ctx     context.Context       // of the activity; a heart lives no longer
 }
 
 func newHeart(ctx context.Context, previous stages.Progress) *heart {
@@ -200,7 +208,18 @@ func (h *heart) report(p stages.Progress) {
 func (h *heart) last() stages.Progress {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.current
+	p := h.current
+	if h.used != nil {
+		p.Used = h.used()
+	}
+	return p
+}
+
+// meter puts what the attempt has used into each beat.
+func (h *heart) meter(used func() *budget.Report) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.used = used
 }
 
 func (h *heart) beat() { activity.RecordHeartbeat(h.ctx, h.last()) }

@@ -181,12 +181,12 @@ func (in *interpreter) unpark(ctx workflow.Context, s *stageRun) {
 }
 
 func (in *interpreter) everParked() bool {
-	return slices.ContainsFunc(in.stages, func(s *stageRun) bool { return s.wait.parks > 0 })
+	return slices.ContainsFunc(in.stages, func(s *stageRun) bool { return s.wait.parks > 0 || s.budget.pauses > 0 })
 }
 
 func (in *interpreter) waitingAttribute() temporal.SearchAttributeUpdate {
-	if slices.ContainsFunc(in.stages, func(s *stageRun) bool { return s.state == parked || s.state == parking }) {
-		return attrWaiting.ValueSet("approval")
+	if what := in.waitsFor(); what != "" {
+		return attrWaiting.ValueSet(what)
 	}
 	return attrWaiting.ValueUnset()
 }

@@ -22,7 +22,7 @@ var (
 
 // SearchAttributes are what a Temporal namespace needs registered: the run's
 // pipeline, key, trigger, first long-lived dataset and model, the stage that is
-// furthest, what it waits for ("approval"), and how many batches were written.
+// furthest, what it waits for ("approval", "budget" or "approval and budget"), and how many batches were written.
 func SearchAttributes() map[string]enums.IndexedValueType {
 	out := map[string]enums.IndexedValueType{attrBatches.GetName(): attrBatches.GetValueType()}
 	for _, k := range []temporal.SearchAttributeKeyKeyword{attrPipeline, attrRun, attrStage, attrTrigger, attrDataset, attrModel, attrWaiting} {

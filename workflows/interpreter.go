@@ -41,8 +41,8 @@ const (
 	done
 	failed
 	stopped
-	parking // its attempt ended because people must approve; nobody has been asked yet
-	parked  // waits for them, in no activity
+	parking // its attempt ended because people must approve, or for want of a budget; nobody has been asked yet
+	parked  // waits for that, in no activity
 )
 
 func (s stageState) String() string {
@@ -60,6 +60,7 @@ type interpreter struct {
 	byName map[string]*stageRun // for lookups only: never ranged over
 	failed *stageRun            // that failed first
 	told   map[string]int       // signals by approval; nil: nothing waited for one yet
+	raises *int                 // signals of raised budgets; likewise
 }
 
 type stageRun struct {
@@ -73,6 +74,8 @@ type stageRun struct {
 	failure  stageFailure
 	assigned stages.Assignment
 	wait     approvalWait // of one that is or was parked
+	budget   budgetWait   // likewise
+	pausing  bool         // it is parked for want of a budget
 }
 
 // runPipeline is the workflow stokehold.pipeline.
@@ -147,13 +150,13 @@ func (in *interpreter) schedule(ctx workflow.Context) error {
 		again = false
 		for _, s := range in.stages {
 			if s.state == parking {
-				in.park(ctx, s)
+				in.hold(ctx, s)
 			}
 			if s.state != waiting || !in.ready(s) {
 				continue
 			}
-			a := s.assigned // as it was, if people were asked meanwhile
-			if s.wait.parks == 0 {
+			a := s.assigned // as it was, if it was parked meanwhile
+			if s.wait.parks == 0 && s.budget.pauses == 0 {
 				var err error
 				if a, err = in.assign(ctx, s); err != nil {
 					return err
@@ -258,7 +261,7 @@ func (in *interpreter) wait(ctx workflow.Context) bool {
 	for _, s := range in.stages {
 		if s.state == parked {
 			some = true
-			sel.AddFuture(s.wait.over, func(workflow.Future) { in.unpark(ctx, s) })
+			sel.AddFuture(s.wait.over, func(workflow.Future) { in.release(ctx, s) })
 		}
 		if s.state != running {
 			continue
@@ -285,7 +288,7 @@ func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
 		s.state = done
 	case temporal.IsCanceledError(s.err):
 		s.state = stopped
-	case in.mayPark(s):
+	case in.mayPark(s), in.mayPause(s):
 		s.state = parking
 	default:
 		s.state = failed
@@ -295,6 +298,24 @@ func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
 			in.failed = s
 		}
 	}
+}
+
+// hold parks a stage, for whatever it is that it waits for.
+func (in *interpreter) hold(ctx workflow.Context, s *stageRun) {
+	if s.pausing {
+		in.pause(ctx, s)
+		return
+	}
+	in.park(ctx, s)
+}
+
+// release ends that.
+func (in *interpreter) release(ctx workflow.Context, s *stageRun) {
+	if s.pausing {
+		in.unpause(ctx, s)
+		return
+	}
+	in.unpark(ctx, s)
 }
 
 func (in *interpreter) drain(ctx workflow.Context) {
@@ -386,16 +407,17 @@ func (in *interpreter) show(ctx workflow.Context) {
 		case !s.started.IsZero():
 			took = "since " + s.started.UTC().Format(time.TimeOnly)
 		}
-		fmt.Fprintf(&b, "| **%s** | %s | %s %v | %s | %d | %d |\n", s.def.Name, s.def.Kind,
-			[...]string{"·", "▶", "✔", "✘", "■", "⏸", "⏸"}[s.state], s.state, took, s.result.Rows, s.result.Data.BatchesOut)
+		fmt.Fprintf(&b, "| **%s** | %s | %s %s | %s | %d | %d |\n", s.def.Name, s.def.Kind,
+			[...]string{"·", "▶", "✔", "✘", "■", "⏸", "⏸"}[s.state], s.label(), took, s.result.Rows, s.result.Data.BatchesOut)
 	}
 	if in.failed != nil {
 		fmt.Fprintf(&b, "\n**%s failed** on attempt %d: %s\n", in.failed.failure.Stage, in.failed.failure.Attempts, in.failed.failure.Reason)
 	}
 	in.approvals(&b)
+	in.budgets(&b)
 	in.metrics(&b)
 	fmt.Fprintf(&b, "\n```\n%s```\n", in.args.Definition.text(func(d StageDef) string {
-		return "(" + in.byName[d.Name].state.String() + ")"
+		return "(" + in.byName[d.Name].label() + ")"
 	}))
 	fmt.Fprintf(&b, "\nAs of %s. What a stage that runs is doing now is in its pending activity's heartbeat.\n", now.UTC().Format(time.RFC3339))
 	workflow.SetCurrentDetails(ctx, clip(b.String(), 16<<10))

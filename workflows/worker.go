@@ -43,6 +43,9 @@ type WorkerConfig struct {
 	// Approvals asks people where a policy requires it; nil: what needs an approval
 	// fails.
 	Approvals Approvals
+	// Budgets counts what stages use and pauses those that have nothing left; nil:
+	// nobody counts.
+	Budgets   Budgets
 	TaskQueue string // default DefaultTaskQueue
 	Seed      uint64 // of the runs that triggers start
 	// WithoutSearchAttributes is for a server that lacks SearchAttributes.
@@ -85,7 +88,7 @@ func (a *activities) register(r Registrar) {
 	}
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
-		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle,
+		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
 	}
@@ -103,7 +106,7 @@ func RegisterWorkflows(r interface {
 
 func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
-		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, approvals: cfg.Approvals,
+		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, approvals: cfg.Approvals, budgets: cfg.Budgets,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
 		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed,
 	}

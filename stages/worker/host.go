@@ -126,6 +126,10 @@ type Config struct {
 	// Processes is how many children a Pool may have; default 4, at most 64. A Host
 	// has one.
 	Processes int
+	// Accelerator is what each child has, e.g. nvidia-h100, and Accelerators how many
+	// (0 is 1): what a stage is charged with while it has a child. Empty: none.
+	Accelerator  string
+	Accelerators int
 
 	Credit           int           // batches leased to the child at once, per input; default 4, at most 256
 	StartTimeout     time.Duration // default 10 s
@@ -174,6 +178,9 @@ func (c *Config) fill() error {
 	}
 	if c.Processes < 1 || c.Processes > 64 {
 		return fmt.Errorf("worker: %d processes: want 1 to 64", c.Processes)
+	}
+	if c.Accelerators < 0 || c.Accelerators > 0 && c.Accelerator == "" {
+		return fmt.Errorf("worker: %d accelerators %q: want a kind, and a number that is not negative", c.Accelerators, c.Accelerator)
 	}
 	if c.Credit == 0 {
 		c.Credit = 4
@@ -224,6 +231,8 @@ type Job struct {
 	Stage  string
 	Params json.RawMessage
 	Inputs []Input
+	// OnStart is called when there is a child for the job.
+	OnStart func()
 	// OnBatch receives what the stage writes, in the order in which it does.
 	OnBatch    func(ctx context.Context, out *Output) error
 	OnProgress func(Progress) error
@@ -454,6 +463,9 @@ func (h *Host) Do(ctx context.Context, job Job) error {
 	id := h.jobs
 	h.mu.Unlock()
 	h.count.jobs.Add(1)
+	if job.OnStart != nil {
+		job.OnStart()
+	}
 	err = (&run{host: h, p: p, id: id, job: &job}).do(ctx)
 	select {
 	case <-p.dead:

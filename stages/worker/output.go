@@ -83,6 +83,7 @@ func (r *run) take(ctx context.Context, out *Output, cancelled bool) error {
 	r.host.count.outBatches.Add(1)
 	r.host.count.outBytes.Add(uint64(body))
 	r.copied += uint64(arrowio.BytesOutside(out.Batch, frame))
+	r.dropped = r.dropped || cancelled
 	if r.job.OnBatch != nil && !cancelled {
 		if err := r.job.OnBatch(ctx, out); err != nil {
 			return fmt.Errorf("take output %d: %w", out.Sequence, err)
@@ -103,6 +104,7 @@ func (r *run) model(ctx context.Context, pkt handoff.Packet, cancelled bool) err
 		err = fmt.Errorf("%w: there is no registry here", ErrModel)
 	}
 	if err != nil || cancelled {
+		r.dropped = true
 		_ = unix.Close(fd) // received, never written to
 		return err
 	}

@@ -34,6 +34,11 @@ func StartPool(ctx context.Context, cfg Config) (*Pool, error) {
 	return &Pool{cfg: cfg, busy: make(chan struct{}, cfg.Processes), hosts: []*Host{h}, idle: []*Host{h}}, nil
 }
 
+// Accelerator is what a child has, and how many of them.
+func (p *Pool) Accelerator() (kind string, count int) {
+	return p.cfg.Accelerator, max(p.cfg.Accelerators, 1)
+}
+
 // Do runs a job as Host.Do does, on a child that has none. While all children are
 // at work it waits.
 func (p *Pool) Do(ctx context.Context, job Job) error {

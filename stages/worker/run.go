@@ -35,6 +35,7 @@ type run struct {
 
 	copied  uint64   // only the serving goroutine counts, as logs
 	logs    uint64   // records
+	dropped bool     // an output or a model, since it came after the cancellation
 	tokens  []uint64 // of the release just received
 	feeders sync.WaitGroup
 	abort   context.CancelCauseFunc
@@ -166,7 +167,9 @@ func (r *run) handle(ctx context.Context, pkt handoff.Packet, cancelled bool) (o
 		return false, r.model(ctx, pkt, cancelled)
 	case kindProgress:
 		var p Progress
-		if err := decodeJSON(pkt.Payload, &p); err != nil || r.job.OnProgress == nil || cancelled {
+		// A stage that was told to stop may still say from where a retry may continue; but
+		// not after something that it wrote was thrown away, which that would count in.
+		if err := decodeJSON(pkt.Payload, &p); err != nil || r.job.OnProgress == nil || cancelled && r.dropped {
 			return false, err
 		}
 		return false, r.job.OnProgress(p)

@@ -19,7 +19,8 @@ import (
 	"github.com/stokehold/stokehold/workflows"
 )
 
-// childEnv makes the test binary a worker process: "TEMPORAL NATS USER PASSWORD".
+// childEnv makes the test binary a worker process: "TEMPORAL NATS USER PASSWORD
+// [training]".
 const childEnv = "STOKEHOLD_TEST_WORKER"
 
 func TestMain(m *testing.M) {
@@ -54,6 +55,9 @@ func child(spec []string) error {
 	if err != nil {
 		return err
 	}
+	if len(spec) > 4 {
+		return trainer(ctx, conn, bus, c)
+	}
 	d, err := counting()
 	if err != nil {
 		return err
@@ -77,21 +81,18 @@ func child(spec []string) error {
 	select {}
 }
 
-// A worker that dies of kill -9 in the middle of a stage is replaced: the stage
-// runs again within the heartbeat timeout and goes on from its checkpoint.
-func TestKilledWorkerResumes(t *testing.T) {
-	env := open(t)
-	d, err := counting()
-	if err != nil {
-		t.Fatal(err)
-	}
+// startChild starts a worker process, and returns it and what it says after that
+// it works.
+func startChild(t *testing.T, env *workflowstest.Env, more ...string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
 	at := env.Stack.Endpoints()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), exe)
-	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{at.TemporalAddress, at.NATSURL, at.NATSUser, string(at.NATSPassword)}, " "))
+	spec := append([]string{at.TemporalAddress, at.NATSURL, at.NATSUser, string(at.NATSPassword)}, more...)
+	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join(spec, " "))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -100,9 +101,22 @@ func TestKilledWorkerResumes(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); err != nil {
 		t.Fatalf("the worker said %q: %v", line, err)
 	}
+	return cmd, said
+}
+
+// A worker that dies of kill -9 in the middle of a stage is replaced: the stage
+// runs again within the heartbeat timeout and goes on from its checkpoint.
+func TestKilledWorkerResumes(t *testing.T) {
+	env := open(t)
+	d, err := counting()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, _ := startChild(t, env)
 	run, err := workflows.Start(t.Context(), env.Client, d, workflows.RunInput{Run: "r1"}, workflows.StartOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -91,6 +91,9 @@ func (NoMoves) MigrateBatch(context.Context, string, uint64) error { return nil 
 // Light executes stages as functions of their assignment alone: no data plane.
 // Safe for concurrent use.
 type Light struct {
+	// Devices are what stages hold, by name; others hold a processor. Set before use.
+	Devices map[string]stages.Device
+
 	mu    sync.Mutex
 	funcs map[string]LightFunc
 }
@@ -118,6 +121,9 @@ func (l *Light) Execute(ctx context.Context, _ stages.Stage, a stages.Assignment
 	}
 	return f(ctx, a, h)
 }
+
+// Device implements workflows.Accelerated.
+func (l *Light) Device(a stages.Assignment) stages.Device { return l.Devices[a.Stage] }
 
 // Nothing is a stage for Light, which does not call it.
 var Nothing = stages.Func(func(context.Context, *stages.Task) error { return errors.New("not called") })
