@@ -20,6 +20,7 @@ type Config struct {
 	S3       S3     // without an endpoint there is no cold tier
 	Flight   Flight // without it, batches travel between hosts through the object store alone
 	Audit    Audit  // checkpoints of the decision log
+	Worker   Worker // what this process is
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string
@@ -161,6 +162,7 @@ func (c Config) validate() error {
 	}
 	faults = append(faults, c.Flight.validate()...)
 	faults = append(faults, c.Audit.validate()...)
+	faults = append(faults, c.Worker.validate()...)
 	if c.StateDir == "" {
 		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}

@@ -22,10 +22,13 @@ const (
 	metadataLabels    = "labels"    // joined by commas
 )
 
-// facts are what policies see beside an event, from the registry of models and the
-// catalog of batches, which are there once an App is connected.
+// facts are what policies see beside an event, from the registry of models, the
+// catalog of batches and the ledger of budgets, which are there once an App is connected.
 func (a *App) facts() governance.Facts {
-	return governance.Facts{Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts, Actor: a.actorFacts}
+	return governance.Facts{
+		Batch: a.batchFacts, Dataset: a.datasetFacts, Model: a.modelFacts, Champion: a.championFacts, Actor: a.actorFacts,
+		Worker: a.workerFacts, Budget: a.budgetFacts,
+	}
 }
 
 func (a *App) actorFacts(ctx context.Context, ev *events.Event, known *governance.Actor) error {

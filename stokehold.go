@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,6 +31,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/governance/audit"
+	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/governance/bundle"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
@@ -60,6 +62,7 @@ type App struct {
 	// nil for an observer without a list of trusted keys.
 	Policies  *bundle.Manager
 	Approvals *approval.Store
+	Budgets   *budget.Ledger
 	Temporal  workflows.Client
 	Types     *events.Registry
 	Hot       *shm.Host
@@ -67,6 +70,7 @@ type App struct {
 	Flight *flight.Server
 
 	cfg     Config
+	hosting atomic.Pointer[hosted]
 	nc      *nats.Conn
 	closers []func(context.Context) error // run last to first
 }
@@ -209,6 +213,9 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	}
 	accept = a.earlierPolicies(ctx, accept)
 	if err := a.openApprovals(ctx); err != nil {
+		return err
+	}
+	if err := a.openBudgets(ctx, o); err != nil {
 		return err
 	}
 	a.Judge, err = governance.NewEngine(governance.Config{
@@ -425,11 +432,13 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 	if err != nil {
 		return nil, err
 	}
+	runtime := &stages.Runtime{
+		Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
+		Local: stages.Device{Accelerator: a.cfg.Worker.Accelerator, Count: a.cfg.Worker.Accelerators},
+	}
+	a.hosting.Store(&hosted{cfg.Pipelines, runtime})
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
-		Client: a.Temporal,
-		Runtime: &stages.Runtime{
-			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
-		},
+		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets,
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,

@@ -1,0 +1,159 @@
+package stokehold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/audit"
+	"github.com/stokehold/stokehold/governance/budget"
+	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/workflows"
+)
+
+// Worker is what this process is, for policies (the variable worker) and for the
+// books.
+type Worker struct {
+	Name   string
+	Class  string
+	Region string
+	// Accelerator is what stages of this process itself hold, e.g. nvidia-h100, and
+	// Accelerators how many (0 is 1). Empty: none, they count as budget.CPU. For
+	// stages in children worker.Config says it.
+	Accelerator  string
+	Accelerators int
+	Precisions   []string // that it computes in, e.g. fp8
+	Address      string   // IP
+}
+
+func (w Worker) validate() []error {
+	if w.Accelerators < 0 || w.Accelerators > 0 && w.Accelerator == "" {
+		return []error{fmt.Errorf("%d accelerators %q of the worker: want a kind, and a number that is not negative", w.Accelerators, w.Accelerator)}
+	}
+	return nil
+}
+
+// noAccelerator is what policies see of a worker without one.
+const noAccelerator = "none"
+
+// openBudgets follows the limits and the ledger.
+func (a *App) openBudgets(ctx context.Context, o options) error {
+	var err error
+	a.Budgets, err = budget.Open(ctx, budget.Config{Conn: a.nc, ReadOnly: o.observing, Logger: a.cfg.Log})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.Budgets.Close)
+	return nil
+}
+
+func (a *App) budgetFacts(ctx context.Context, ev *events.Event, known *governance.Budget) error {
+	if a.Budgets == nil {
+		return nil
+	}
+	return a.Budgets.Facts(ctx, ev, known)
+}
+
+// workerFacts says where an event was published or is to be handled: by this
+// process, or by the child that runs the stage which the event names.
+func (a *App) workerFacts(_ context.Context, ev *events.Event, known *governance.Worker) error {
+	w := a.cfg.Worker
+	known.Name, known.Class, known.Region, known.Address, known.Precisions = w.Name, w.Class, w.Region, w.Address, w.Precisions
+	known.Accelerator = w.Accelerator
+	text := func(name string) string {
+		s, _ := ev.Extensions()[name].(string)
+		return s
+	}
+	if kind, ok := a.childOf(text(events.ExtPipeline), text(events.ExtStage)); ok {
+		known.Accelerator = kind
+	}
+	if known.Accelerator == "" {
+		known.Accelerator = noAccelerator
+	}
+	return nil
+}
+
+// childOf is the accelerator of the child that a stage of this process's pipelines
+// runs in; false for stages that run in none.
+func (a *App) childOf(pipeline, stage string) (string, bool) {
+	at := a.hosting.Load()
+	if at == nil {
+		return "", false
+	}
+	for _, d := range at.pipelines {
+		if d.Name != pipeline {
+			continue
+		}
+		for _, s := range d.Graph {
+			if s.Name == stage && (s.ChildProcess || s.Worker != "") {
+				return at.runtime.Device(stages.Assignment{ChildProcess: true, Worker: s.Worker}).Accelerator, true
+			}
+		}
+	}
+	return "", false
+}
+
+// hosted is what Work hosts.
+type hosted struct {
+	pipelines []*workflows.Definition
+	runtime   *stages.Runtime
+}
+
+// BudgetDesk is a connection for those who look at budgets and set them: to NATS
+// and Temporal, without a judge. NATS credentials of the role budget-author
+// suffice. Close it.
+type BudgetDesk struct {
+	Store  *budget.Store
+	Ledger *budget.Ledger
+
+	app *App
+}
+
+// ConnectBudgets connects a BudgetDesk.
+func ConnectBudgets(ctx context.Context, cfg Config) (_ *BudgetDesk, err error) {
+	d := &BudgetDesk{app: &App{cfg: cfg.withDefaults()}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err = d.app.connectNATS(ctx, options{}); err != nil {
+		return nil, err
+	}
+	if err = d.app.openBudgets(ctx, options{observing: true}); err != nil {
+		return nil, err
+	}
+	d.Ledger = d.app.Budgets
+	d.Store, err = budget.NewStore(d.app.nc, "")
+	return d, err
+}
+
+// Close disconnects. Repeatable.
+func (d *BudgetDesk) Close(ctx context.Context) error { return d.app.Close(ctx) }
+
+// Change runs one of budget.Apply, Set and Raise, of which the decision log has the
+// actor and the reason on record first, and tells the runs that wait.
+func (d *BudgetDesk) Change(ctx context.Context, actor, reason string, change func(context.Context, budget.Changing) (budget.Entry, error)) (_ budget.Entry, told int, err error) {
+	log, err := audit.Open(ctx, audit.Config{Conn: d.app.nc})
+	if err != nil {
+		return budget.Entry{}, 0, err
+	}
+	defer func() { err = errors.Join(err, log.Close(context.WithoutCancel(ctx))) }()
+	e, err := change(ctx, budget.Changing{Store: d.Store, Log: log, Actor: strings.TrimSpace(actor), Reason: reason})
+	if err != nil {
+		return e, 0, err
+	}
+	if d.app.Temporal == nil {
+		err = d.app.dialTemporal(ctx, options{})
+	}
+	if err == nil {
+		told, err = workflows.TellBudget(ctx, d.app.Temporal)
+	}
+	if err != nil {
+		err = fmt.Errorf("the limits are changed, but not all runs were told, and will look for themselves: %w", err)
+	}
+	return e, told, err
+}
