@@ -8,6 +8,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/governance/audit"
 	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/stages"
@@ -129,6 +130,16 @@ func ConnectBudgets(ctx context.Context, cfg Config) (_ *BudgetDesk, err error) 
 	d.Ledger = d.app.Budgets
 	d.Store, err = budget.NewStore(d.app.nc, "")
 	return d, err
+}
+
+// Whoami is the actor that the NATS credentials stand for; claimed is the name that
+// the person gives, see approval.Whoami.
+func (d *BudgetDesk) Whoami(ctx context.Context, claimed string) (string, error) {
+	actors, err := d.app.cfg.directory()
+	if err != nil {
+		return "", err
+	}
+	return approval.Whoami(ctx, d.app.nc, actors, claimed)
 }
 
 // Close disconnects. Repeatable.

@@ -236,13 +236,18 @@ func (a *App) openBus(ctx context.Context, o options) error {
 	return nil
 }
 
+// directory reads the document of actors; without one nobody has a role.
+func (c Config) directory() (*approval.Directory, error) {
+	if c.Actors == "" {
+		return &approval.Directory{}, nil
+	}
+	return approval.ReadDirectory(c.Actors)
+}
+
 func (a *App) openApprovals(ctx context.Context) error {
-	actors := &approval.Directory{}
-	var err error
-	if a.cfg.Actors != "" {
-		if actors, err = approval.ReadDirectory(a.cfg.Actors); err != nil {
-			return err
-		}
+	actors, err := a.cfg.directory()
+	if err != nil {
+		return err
 	}
 	a.Approvals, err = approval.Open(ctx, approval.Config{Conn: a.nc, Directory: actors})
 	return err

@@ -18,6 +18,9 @@ func embedded(p platform) platform {
 	p.Policies = func(ctx context.Context, cfg config.Config) (*stokehold.PolicyDesk, error) {
 		return stokehold.ConnectPolicies(ctx, settings(cfg), brought()...)
 	}
+	p.Budgets = func(ctx context.Context, cfg config.Config) (*stokehold.BudgetDesk, error) {
+		return stokehold.ConnectBudgets(ctx, settings(cfg))
+	}
 	p.Stack = devstack.Start
 	p.Discover = func(dir string) (config.Found, bool, error) {
 		e, err := devstack.Discover(dir)

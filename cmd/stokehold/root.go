@@ -167,7 +167,7 @@ environment (NATS_URL, TEMPORAL_ADDRESS, S3_ENDPOINT) or stokehold.yaml.`,
 		return usagef("%s: %w", cmd.CommandPath(), err)
 	})
 	config.Flags(root.PersistentFlags())
-	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.policy(), a.shm(), a.audit(), a.data(), a.version())
+	root.AddCommand(a.demo(), a.dev(), a.pipelines(), a.policy(), a.shm(), a.audit(), a.data(), a.budget(), a.version())
 	for _, c := range []*cobra.Command{a.run(), a.runs(), a.events(), a.models(), a.approvals(), a.vote(true), a.vote(false)} {
 		config.ServerFlags(c.Flags())
 		root.AddCommand(c)

@@ -56,6 +56,8 @@ type platform struct {
 	Types func() (*events.Registry, error)
 	// Policies connects to what those need who make policies.
 	Policies func(context.Context, config.Config) (*stokehold.PolicyDesk, error)
+	// Budgets connects to what those need who look at budgets and set them.
+	Budgets func(context.Context, config.Config) (*stokehold.BudgetDesk, error)
 }
 
 // hosting is what a person chooses about the hosted pipelines.

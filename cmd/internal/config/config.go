@@ -43,6 +43,7 @@ type Config struct {
 	Flight   Flight   `koanf:"flight" json:"flight"`
 	Hot      Hot      `koanf:"hot" json:"hot"`
 	Audit    Audit    `koanf:"audit" json:"audit"`
+	Worker   Worker   `koanf:"worker" json:"worker"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
@@ -116,6 +117,16 @@ type Audit struct {
 	MaxDelay   time.Duration `koanf:"max_delay" json:"max_delay,omitempty"`
 }
 
+// Worker says what this process is, to policies and to the ledger of budgets.
+type Worker struct {
+	Name         string `koanf:"name" json:"name,omitempty"`
+	Class        string `koanf:"class" json:"class,omitempty"`
+	Region       string `koanf:"region" json:"region,omitempty"`
+	Accelerator  string `koanf:"accelerator" json:"accelerator,omitempty"` // e.g. nvidia-h100
+	Accelerators int    `koanf:"accelerators" json:"accelerators,omitempty"`
+	Address      string `koanf:"address" json:"address,omitempty"`
+}
+
 // Hot is the shared memory that batches are kept in. Zero values take the
 // defaults of stokehold.Config.
 type Hot struct {
@@ -137,6 +148,7 @@ func defaults() map[string]any {
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
 		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
 		"audit.key_file": "", "audit.origin": "", "audit.max_entries": 0, "audit.max_delay": "0s",
+		"worker.name": "", "worker.class": "", "worker.region": "", "worker.accelerator": "", "worker.accelerators": 0, "worker.address": "",
 		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "actors": "", "actor": "", "stamp_key": "",
 	}
 }
