@@ -26,7 +26,7 @@ func childStages() map[string]stages.Stage {
 	set := map[string]stages.Stage{}
 	for name, s := range map[string]stages.Stage{
 		"double": double, "double-in-place": inPlace, "resuming": resuming, "numbers": numbers,
-		"reports": reporting, "fails": failsFor, "dies": dies, "trains": trains, "built": built,
+		"reports": reporting, "fails": failsFor, "dies": dies, "trains": trains, "built": built, "stops": stops,
 	} {
 		set[stages.ChildName(pipeline, name)] = s
 	}
