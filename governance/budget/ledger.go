@@ -133,7 +133,10 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		stop()
 		<-l.done
-		return nil, fmt.Errorf("budget: %w: %w", ErrUnavailable, err)
+		if !errors.Is(err, ErrUnavailable) {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		return nil, fmt.Errorf("budget: %w", err)
 	}
 	return l, nil
 }

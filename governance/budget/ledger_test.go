@@ -123,9 +123,14 @@ func TestConcurrentReportsCountOnce(t *testing.T) {
 		}
 	}
 	var wait sync.WaitGroup
+	var ledgers [writers]*budget.Ledger
+	var conns [writers]*nats.Conn
+	for w := range writers {
+		ledgers[w], conns[w] = open(t, s, clock), s.Connect()
+	}
 	for w := range writers {
 		order := rand.New(rand.NewPCG(7, uint64(w))) //nolint:gosec // an order, not a secret
-		l, conn := open(t, s, clock), s.Connect()
+		l, conn := ledgers[w], conns[w]
 		wait.Go(func() {
 			defer func() { _ = l.Close(context.Background()) }()
 			for i, at := range order.Perm(len(all)) {
@@ -355,6 +360,11 @@ func TestFailsClosed(t *testing.T) {
 		_, err := l.Standing(t.Context(), "train", "")
 		return errors.Is(err, budget.ErrUnavailable)
 	})
+	if _, err := open(t, s, nil).Standing(t.Context(), "train", ""); !errors.Is(err, budget.ErrUnavailable) {
+		t.Errorf("deleted limits, to one that opens now: %v", err)
+	}
+	apply(t, s, limits)
+	eventually(t, "the limits to be back", func() bool { _, err := l.Standing(t.Context(), "train", ""); return err == nil })
 	if err := l.Close(t.Context()); err != nil {
 		t.Error(err)
 	}

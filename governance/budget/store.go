@@ -74,7 +74,15 @@ func readDocument(ctx context.Context, js jetstream.JetStream, prefix string) (E
 	}
 	e, err := kv.Get(ctx, documentKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Entry{}, fmt.Errorf("%w: no limits were ever set", ErrNotFound)
+		// What was deleted is not what never was.
+		past, err := kv.History(ctx, documentKey)
+		if errors.Is(err, jetstream.ErrKeyNotFound) || err == nil && len(past) == 0 {
+			return Entry{}, fmt.Errorf("%w: no limits were ever set", ErrNotFound)
+		}
+		if err != nil {
+			return Entry{}, fmt.Errorf("%w: read the limits: %w", ErrUnavailable, err)
+		}
+		return entryOf(past[len(past)-1]), nil
 	}
 	if err != nil {
 		return Entry{}, fmt.Errorf("%w: read the limits: %w", ErrUnavailable, err)
