@@ -97,7 +97,6 @@ type books struct {
 	meter *budget.Meter
 	left  budget.Standing
 	quit  chan struct{}
-	done  chan struct{}
 }
 
 // openBooks puts what the attempt before left unreported on the books and opens
@@ -115,7 +114,7 @@ func (a *activities) openBooks(ctx context.Context, as stages.Assignment, before
 	if x, ok := a.executor.(Accelerated); ok {
 		device = x.Device(as)
 	}
-	b := &books{a: a, as: as, quit: make(chan struct{}), done: make(chan struct{})}
+	b := &books{a: a, as: as, quit: make(chan struct{})}
 	b.meter = budget.NewMeter(a.budgets, budget.Attempt{
 		Pipeline: as.Pipeline, Run: as.Run, Stage: as.Stage, Call: callOf(ctx, as), Attempt: as.Attempt,
 		Accelerator: device.Accelerator, Count: device.Count,
@@ -146,7 +145,6 @@ func callOf(ctx context.Context, as stages.Assignment) string {
 // keep reports until the books are closed. It cancels the stage when a budget has
 // nothing left, or when nothing could be reported for too long.
 func (b *books) keep(ctx context.Context, cancel context.CancelCauseFunc) {
-	defer close(b.done)
 	kind, count := b.meter.Accelerator()
 	last := time.Now()
 	timer := time.NewTimer(max(reportSoon, b.left.Lasts(kind, count, reportEvery)))

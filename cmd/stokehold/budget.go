@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -130,7 +131,7 @@ func (a *app) budgetHistory() *cobra.Command {
 		}
 		g := grid{head: []string{"REVISION", "SET", "BY", "WHAT", "WHY"}}
 		for _, e := range slices.Backward(list) {
-			g.add(fmt.Sprint(e.Revision), when(e.Stored, a.env.Now()), report.Clean(e.Actor), report.Clean(e.Change), report.Clean(e.Reason))
+			g.add(strconv.FormatUint(e.Revision, 10), when(e.Stored, a.env.Now()), report.Clean(e.Actor), report.Clean(e.Change), report.Clean(e.Reason))
 		}
 		return g.write(a.env)
 	}

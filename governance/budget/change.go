@@ -162,11 +162,11 @@ func (c Changing) change(ctx context.Context, scope string, window Window, code 
 		return Entry{}, err
 	}
 	b := &next.Budgets[i]
-	before := b.Limits.text(next.Currency)
+	before := b.text(next.Currency)
 	if err := alter(&b.Limits); err != nil {
 		return Entry{}, err
 	}
-	after := b.Limits.text(next.Currency)
+	after := b.text(next.Currency)
 	if before == after {
 		return e, fmt.Errorf("%w: nothing to change: give --money, --accelerator-seconds or --seconds other than what there is", ErrInvalid)
 	}
