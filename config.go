@@ -10,6 +10,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
+	"github.com/stokehold/stokehold/events"
 )
 
 // Config says where the servers are and what this process keeps on its own disk.
@@ -20,6 +21,11 @@ type Config struct {
 	S3       S3     // without an endpoint there is no cold tier
 	Flight   Flight // without it, batches travel between hosts through the object store alone
 	Audit    Audit  // checkpoints of the decision log
+	// Place is where this process and its disk are, and what the models that it puts into
+	// service are for; ColdPlace is where the bucket of S3 is, whose Region is a name of
+	// the protocol. Data go nowhere that their labels forbid, and what is not known counts
+	// against a place (docs/LABELS.md).
+	Place, ColdPlace events.Place
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string
@@ -161,6 +167,7 @@ func (c Config) validate() error {
 	}
 	faults = append(faults, c.Flight.validate()...)
 	faults = append(faults, c.Audit.validate()...)
+	faults = append(faults, c.validatePlaces()...)
 	if c.StateDir == "" {
 		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}
