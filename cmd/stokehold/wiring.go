@@ -43,7 +43,7 @@ func newPlatform() platform {
 			if err != nil {
 				return nil, err
 			}
-			return stored{app.Store, app}, nil
+			return stored{app.Store, app, cfg.Actor}, nil
 		},
 		Approve: connectPerson,
 		Host:    host,
