@@ -348,3 +348,67 @@ func TestLabelsOfAStagesEvents(t *testing.T) {
 		equal(t, "labels of a request", got, "licence:cc0-1.0")
 	}
 }
+
+// A model that a stage looks up is among what its output is made of, though the pipeline
+// does not wire it.
+func TestLabelsOfAModelLookedUp(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process()
+	p.registry()
+	v, err := p.Registry.Register(w.ctx, models.Version{Model: "m", Format: models.Opaque, Kind: "k", Labels: label.Set{"licence:cc-by-nc-4.0"}}, []byte("x"))
+	if err == nil {
+		err = p.Registry.Promote(w.ctx, models.Promotion{Model: "m", Alias: models.Champion, ID: v.ID})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	scores := stages.Func(func(ctx context.Context, task *stages.Task) error {
+		if err := write(ctx, task, 1, 1); err != nil { // before it knows of the model
+			return err
+		}
+		if _, err := task.Models().Alias(ctx, "m", models.Champion); err != nil {
+			return err
+		}
+		return write(ctx, task, 2, 1)
+	})
+	p.run(scores, stages.Assignment{Pipeline: pipeline, Run: "r", Stage: "s", Attempt: 1, Output: "out", Seal: true})
+	equal(t, "labels", p.labels("out"), "licence:cc-by-nc-4.0")
+	var of []string
+	for b, err := range p.Store.Entries(w.ctx, "out", 0, tiers.End) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		of = append(of, b.Labels.String())
+	}
+	equal(t, "labels by batch", of, "", "licence:cc-by-nc-4.0")
+}
+
+// A set that cannot be joined is no set with less.
+func TestTooManyLabels(t *testing.T) {
+	w := newWorld(t, events.AllowAll())
+	p := w.process()
+	var inputs []stages.Binding
+	for i := range 2 {
+		name := fmt.Sprintf("in-%d", i)
+		p.fill(name, 1, 1)
+		var set []string
+		for j := range label.MaxLabels {
+			set = append(set, fmt.Sprintf("%s:%d", name, j))
+		}
+		parsed, err := label.Parse(set)
+		if err == nil {
+			err = p.Store.AddLabels(w.ctx, name, parsed)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		inputs = append(inputs, stages.Binding{Name: name, Dataset: name})
+	}
+	_, err := p.Execute(w.ctx, double, stages.Assignment{Pipeline: pipeline, Run: "r", Stage: "s", Attempt: 1, Output: "out", Inputs: inputs}, stages.Hooks{})
+	if !errors.Is(err, label.ErrTooMany) || !stages.IsPermanent(err) {
+		t.Error(err)
+	}
+	if _, err := p.Store.Head(w.ctx, "out"); !errors.Is(err, tiers.ErrNotFound) {
+		t.Errorf("the output: %v", err)
+	}
+}

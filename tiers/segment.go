@@ -272,11 +272,10 @@ func (w *Writer) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if w.head.Sealed {
-		if err := w.settleLabels(ctx); err != nil {
-			return err
-		}
-	} else {
+	if err := w.settleLabels(ctx); err != nil {
+		return err
+	}
+	if !w.head.Sealed {
 		if !w.head.of(w.fence) {
 			return fmt.Errorf("%w: stage %s of run %s has finished, and run %s writes now", ErrFenced, w.fence.Stage, w.fence.Run, w.head.Fence.Run)
 		}
