@@ -10,6 +10,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/arrowio/shm/handoff"
+	"github.com/stokehold/stokehold/events"
 )
 
 // Config says where the servers are and what this process keeps on its own disk.
@@ -21,6 +22,11 @@ type Config struct {
 	Flight   Flight // without it, batches travel between hosts through the object store alone
 	Audit    Audit  // checkpoints of the decision log
 	Worker   Worker // what this process is
+	// Place is where this process and its disk are, and what the models that it puts into
+	// service are for; ColdPlace is where the bucket of S3 is, whose Region is a name of
+	// the protocol. Data go nowhere that their labels forbid, and what is not known counts
+	// against a place (docs/LABELS.md).
+	Place, ColdPlace events.Place
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string
@@ -163,6 +169,7 @@ func (c Config) validate() error {
 	faults = append(faults, c.Flight.validate()...)
 	faults = append(faults, c.Audit.validate()...)
 	faults = append(faults, c.Worker.validate()...)
+	faults = append(faults, c.validatePlaces()...)
 	if c.StateDir == "" {
 		faults = append(faults, errors.New("there is no state directory: name one for the warm tier and the models"))
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"strings"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -17,10 +16,7 @@ import (
 )
 
 // Metadata of a model version that policies see, beside what its lineage says.
-const (
-	metadataPrecision = "precision" // fp32, fp8, int4, ...
-	metadataLabels    = "labels"    // joined by commas
-)
+const metadataPrecision = "precision" // fp32, fp8, int4, ...
 
 // facts are what policies see beside an event, from the registry of models, the
 // catalog of batches and the ledger of budgets, which are there once an App is connected.
@@ -92,8 +88,8 @@ func describeModel(m *governance.Model, v *models.Version) {
 	if v.Lineage.Parent != "" {
 		m.Parents = append(m.Parents, v.Lineage.Parent)
 	}
-	if labels, ok := v.Metadata[metadataLabels]; ok {
-		m.Labels = append(m.Labels, strings.FieldsFunc(labels, func(r rune) bool { return r == ',' })...)
+	if v.Labels != nil {
+		m.Labels = v.Labels // as they are stored, whatever the event says
 	}
 }
 
@@ -119,6 +115,9 @@ func (a *App) datasetFacts(ctx context.Context, _ *events.Event, d *governance.D
 	}
 	if d.Fingerprint == "" {
 		d.Fingerprint = h.Fingerprint
+	}
+	if d.Labels == nil && h.Labels != nil {
+		d.Labels = h.Labels
 	}
 	return nil
 }

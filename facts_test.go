@@ -13,6 +13,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/internal/natstest"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
@@ -99,10 +100,14 @@ func TestPoliciesSeeRegistryAndCatalog(t *testing.T) {
 	gone.Sequence, gone.URI = 7, "shm://gone/0+1.1"
 	holds(event(events.TypeBatchPublished, "b3", gone), `!has(batch.columns)`)
 
+	base, err := reg.Register(ctx, models.Version{Model: "base", Format: models.Opaque, Kind: "k/v1", Labels: label.Set{"licence:cc0-1.0"}}, []byte("base"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	version := func(artifact string, auc float64) models.Version {
 		v, err := reg.Register(ctx, models.Version{
 			Model: "late", Format: models.Opaque, Kind: "k/v1", Metrics: map[string]float64{"auc": auc}, Metadata: map[string]string{"precision": "int4", "labels": "pii,residency:eu"},
-			Lineage: models.Lineage{Run: "r1", Parent: strings.Repeat("a", 64), Datasets: []models.DatasetUse{{Dataset: "flights"}}},
+			Lineage: models.Lineage{Run: "r1", Parent: base.ID, Datasets: []models.DatasetUse{{Dataset: "flights"}}},
 		}, []byte(artifact))
 		if err != nil {
 			t.Fatal(err)
@@ -115,6 +120,7 @@ func TestPoliciesSeeRegistryAndCatalog(t *testing.T) {
 	}
 	registered := events.ModelRegistered{Model: "late", Version: challenger.ID, Run: "r1"}
 	holds(event(events.TypeModelRegistered, "m", registered), `model.precision == 'int4' && model.format == 'opaque' && model.metrics.auc == 0.8 && model.datasets == ['flights'] && model.parents.size() == 1 && model.labels.any('pii') && model.labels.values('residency') == ['eu']`)
+	holds(event(events.TypeModelRegistered, "m1", registered), `model.labels == ['licence:cc0-1.0', 'pii', 'residency:eu']`)
 	holds(event(events.TypeModelRegistered, "m2", registered), `champion.version != model.version && champion.metrics.auc == 0.7 && champion.aliases == ['champion']`)
 	holds(event(events.TypeModelRegistered, "m3", events.ModelRegistered{Model: "new", Version: strings.Repeat("b", 64), Run: "r"}), `!has(model.precision) && !has(champion.version)`)
 }

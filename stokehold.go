@@ -316,6 +316,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	}
 	a.Models, err = models.Open(ctx, models.Config{
 		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
+		Labels: datasetLabels{a}, Serving: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err == nil && o.data {
 		return a.openStored(ctx, cold)
@@ -344,6 +345,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -359,6 +361,7 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	var err error
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: host, Cold: cold, Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err != nil {
 		return err

@@ -6,6 +6,22 @@ import "time"
 // field names in the tags. Times are in the event's time attribute; durations
 // are in seconds; sizes are in bytes.
 
+// Place is where data, or a model, are to be brought. Labels are compared with it
+// (package governance/label); what is not known of it counts against it.
+type Place struct {
+	// Region as residency labels name it, e.g. eu; "": not known.
+	Region string `json:"region,omitempty"`
+	// Use is what models in service there are for: commercial, noncommercial, research,
+	// or a word of one's own; "": not known.
+	Use string `json:"use,omitempty"`
+	// PII are the classes of personal data that may be there: what follows pii: in
+	// labels, or * for all.
+	PII []string `json:"pii,omitempty"`
+}
+
+// IsZero reports whether nothing is known of the place.
+func (p Place) IsZero() bool { return p.Region == "" && p.Use == "" && len(p.PII) == 0 }
+
 // RunStarted is the data of TypeRunStarted.
 type RunStarted struct {
 	Pipeline string `json:"pipeline"`
@@ -91,6 +107,7 @@ type ModelRegistered struct {
 	Version string             `json:"version"`
 	Run     string             `json:"run"`
 	Metrics map[string]float64 `json:"metrics,omitempty"`
+	Cold    *Place             `json:"cold,omitempty"` // where a copy of the artifact goes; absent: nowhere
 }
 
 // PromotionRequested is the data of TypePromotionRequested. Whether the request
@@ -102,7 +119,8 @@ type PromotionRequested struct {
 	Run        string           `json:"run"`
 	Cause      string           `json:"cause,omitempty"`
 	Metrics    PromotionMetrics `json:"metrics"`
-	Rows       int64            `json:"rows"` // that both were measured on
+	Rows       int64            `json:"rows"`            // that both were measured on
+	Place      *Place           `json:"place,omitempty"` // where it is to serve; absent: not known
 }
 
 // PromotionMetrics compares both versions on the same rows.
@@ -120,6 +138,7 @@ type ModelPromoted struct {
 	Run      string             `json:"run"`
 	Cause    string             `json:"cause,omitempty"`
 	Metrics  map[string]float64 `json:"metrics,omitempty"`
+	Place    *Place             `json:"place,omitempty"` // of a champion: where it serves; absent: not known
 }
 
 // ModelRefused is the data of TypeModelRefused.
@@ -153,6 +172,7 @@ type TierMoveRequested struct {
 	Evict    bool     `json:"evict,omitempty"`
 	Labels   []string `json:"labels,omitempty"` // of the dataset
 	Reason   string   `json:"reason,omitempty"`
+	Place    *Place   `json:"place,omitempty"` // where To is; absent: not known
 }
 
 // TierCopyDamaged is the data of TypeTierCopyDamaged.
@@ -172,6 +192,16 @@ type BatchExpired struct {
 	From    int64  `json:"from"`
 	To      int64  `json:"to"` // exclusive
 	Reason  string `json:"reason,omitempty"`
+}
+
+// LabelDeclassified is the data of TypeLabelDeclassified. Its attribute stklabels has
+// the labels from before.
+type LabelDeclassified struct {
+	Dataset string   `json:"dataset,omitempty"` // that loses the labels, or is written without them
+	Model   string   `json:"model,omitempty"`   // of which a version is made without them
+	Removed []string `json:"removed"`
+	Labels  []string `json:"labels"` // that are left
+	Reason  string   `json:"reason"`
 }
 
 // TriggerFired is the data of TypeTriggerFired.

@@ -381,11 +381,15 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		refuse(d, events.Quarantine, CodeStale, "the event was judged by policies that are no longer accepted")
 	case at == events.OnReceive && current && len(st.set.plan(c.Type).fresh.all) == 0:
 		// What its stamp proves is all that is asked of it.
+	case byLabels(d, ext.labels, data):
 	default:
 		s.reset(ctx, c, source, ext, data, st.set.limits)
 		s.ev = ev
 		s.judge(st.set, d, current)
 		out = s.settle(st.set, d, j)
+		if d.Type == events.TypeLabelDeclassified && d.Action == events.Allow && d.Reason == "" {
+			d.Reason = declassified(data)
+		}
 		s.endEvent()
 	}
 	if out.changed {
@@ -423,7 +427,7 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 		}
 	}
 	s.strict, s.current = pl.data, current
-	matched := false
+	matched, declassifies := false, d.Type != events.TypeLabelDeclassified
 	for c := policies.candidates(&s.event); ; {
 		p := c.take()
 		if p == nil {
@@ -433,11 +437,17 @@ func (s *evalState) judge(set *PolicySet, d *Decision, current bool) {
 			continue
 		}
 		matched = true
+		declassifies = declassifies || p.permitsDeclassification()
 		s.use(p.data, p.vars)
 		s.params = p.params
 		for i := range p.rules {
 			s.rule(p, &p.rules[i], d)
 		}
+	}
+	if !declassifies && d.Point != events.OnReceive && precedence(d.Action) < precedence(events.Deny) {
+		d.Policy, d.Rule, s.decider = "", "", finding{}
+		refuse(d, events.Deny, CodeDeclassification, "no policy names "+events.TypeLabelDeclassified+" among its types and is enforced, so that labels stay as they are")
+		return
 	}
 	if !matched && d.Point != events.OnReceive {
 		d.Code = CodeUnmatched

@@ -28,6 +28,7 @@ func TestFactsThatEventsCarry(t *testing.T) {
 	promotion := events.PromotionRequested{
 		Model: "late", Challenger: "v2", Champion: "v1", Run: "run-7", Rows: 5000,
 		Metrics: events.PromotionMetrics{Challenger: metrics(0.40), Champion: metrics(0.45)},
+		Place:   &events.Place{Region: "eu", PII: []string{"*"}},
 	}
 	first := promotion
 	first.Champion, first.Metrics.Champion = "", nil
@@ -47,7 +48,7 @@ func TestFactsThatEventsCarry(t *testing.T) {
 		{events.TypePromotionRequested, first, `!has(champion.version) && champion.name == 'late' && champion.?metrics.?logloss.orValue(9.0) == 9.0`, ""},
 		{events.TypePromotionRequested, first, `champion.metrics.logloss > 0.0`, `missing field: the fact champion has no field "metrics"; where it may be absent write .?metrics.orValue(...) or has()`},
 		{events.TypeModelRegistered, events.ModelRegistered{Model: "late", Version: "v2", Metrics: metrics(1)}, `model.metrics['logloss'] == 1.0 && !has(model.precision) && model.labels.any('pii')`, ""},
-		{events.TypeModelPromoted, events.ModelPromoted{Model: "late", Version: "v2", Previous: "v1", Alias: "champion"}, `model.aliases == ['champion'] && champion.version == 'v1'`, ""},
+		{events.TypeModelPromoted, events.ModelPromoted{Model: "late", Version: "v2", Previous: "v1", Alias: "champion", Place: promotion.Place}, `model.aliases == ['champion'] && champion.version == 'v1'`, ""},
 		{events.TypeModelRefused, events.ModelRefused{Model: "late", Version: "v2", Champion: "v1"}, `model.version + champion.version == 'v2v1'`, ""},
 		{events.TypeDriftDetected, events.DriftDetected{Model: "late", Version: "v1"}, `model.version == 'v1' && run.pipeline == 'flights-train'`, ""},
 		{events.TypeRunStarted, events.RunStarted{Pipeline: "p", Run: "r", Trigger: "drift"}, `run.id == 'r' && run.pipeline == 'p' && run.trigger == 'drift'`, ""},

@@ -19,7 +19,7 @@ import (
 // factCase is a case of testdata/golden: that of promotion.cases.yaml, with what
 // the newer actions and variables need.
 type factCase struct {
-	Name, Type, Subject, Actor                           string
+	Name, Type, Subject, Actor, Pipeline, Stage          string
 	Labels, Approved                                     []string
 	Data, After, Facts                                   any
 	Now                                                  time.Time
@@ -126,6 +126,10 @@ func goldenDecision(t *testing.T, set *governance.PolicySet, c factCase) {
 	}
 	if c.Actor != "" {
 		ev.SetExtension(events.ExtActor, c.Actor)
+	}
+	if c.Pipeline != "" {
+		ev.SetExtension(events.ExtPipeline, c.Pipeline)
+		ev.SetExtension(events.ExtStage, c.Stage)
 	}
 	if c.Labels != nil {
 		ev.SetExtension(events.ExtLabels, strings.Join(c.Labels, ","))

@@ -22,7 +22,7 @@ type aliasRecord struct {
 
 // Alias resolves an alias.
 func (r *Registry) Alias(ctx context.Context, model, alias string) (Version, error) {
-	v, err := r.alias(ctx, model, alias)
+	v, err := r.used(r.alias(ctx, model, alias))
 	if err != nil {
 		return Version{}, &Error{Op: "resolve", Model: model, What: alias, Err: err}
 	}
@@ -92,8 +92,8 @@ func (r *Registry) promote(ctx context.Context, p Promotion) error {
 		if p.Alias == Champion {
 			typ = events.TypeModelPromoted
 		}
-		next.Event, err = r.approve(ctx, typ, p.Model, id, p.Run, p.Cause, events.ModelPromoted{
-			Model: p.Model, Version: p.ID, Previous: a.ID, Alias: p.Alias, Run: p.Run, Cause: p.Cause, Metrics: v.Metrics,
+		next.Event, err = r.approve(ctx, typ, &v, id, p.Run, p.Cause, events.ModelPromoted{
+			Model: p.Model, Version: p.ID, Previous: a.ID, Alias: p.Alias, Run: p.Run, Cause: p.Cause, Metrics: v.Metrics, Place: r.place(p.Alias),
 		})
 		if err != nil {
 			return err
@@ -163,7 +163,7 @@ func (r *Registry) refuse(ctx context.Context, p Promotion, policy string) error
 	if err != nil {
 		return err
 	}
-	ev, err := r.approve(ctx, events.TypeModelRefused, p.Model, fmt.Sprintf("%s/refused/%s/%s", orDash(p.Run), p.Model, p.ID), p.Run, p.Cause, events.ModelRefused{
+	ev, err := r.approve(ctx, events.TypeModelRefused, &v, fmt.Sprintf("%s/refused/%s/%s", orDash(p.Run), p.Model, p.ID), p.Run, p.Cause, events.ModelRefused{
 		Model: p.Model, Version: p.ID, Champion: p.Previous, Run: p.Run, Cause: p.Cause, Reason: p.Reason, Policy: policy,
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // Aliases that Stokehold itself sets.
@@ -108,6 +110,9 @@ type Version struct {
 	Status   Status             `json:"status"`
 	Reason   string             `json:"reason,omitempty"` // of the status, for a person
 	Metadata map[string]string  `json:"metadata,omitempty"`
+	// Labels are the join of those of all that the version is made of and of what was
+	// declared, in a draft's Labels or in its metadata "labels", joined by commas.
+	Labels label.Set `json:"labels,omitempty"`
 }
 
 // Short is the first 12 hex digits of the id, for people.

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/models/safetensors"
 	"github.com/stokehold/stokehold/tiers"
 )
@@ -27,6 +28,11 @@ type Config struct {
 	Cold   tiers.ObjectStore // artifacts; nil: Dir alone
 	Dir    string            // local copy of artifacts, fsynced: a store that does not sync is never the sole copy
 	Prefix string            // KV bucket prefix; default "stokehold"
+	// Labels says what the datasets of a version's lineage are; nil: a version has what
+	// is declared, what its parent has, and what an Observer says.
+	Labels LabelSource
+	// Serving is where champions serve, and ColdPlace where Cold is.
+	Serving, ColdPlace events.Place
 }
 
 // Registry is safe for concurrent use, also by several processes.
@@ -34,6 +40,10 @@ type Registry struct {
 	kv        jetstream.KeyValue
 	bus       bus
 	artifacts *artifacts
+
+	labels             LabelSource
+	observer           Observer // nil: whoever holds the registry is not watched
+	serving, coldPlace events.Place
 }
 
 // bus is what a Registry needs of *events.Bus.
@@ -68,6 +78,11 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	if !validPrefix.MatchString(cfg.Prefix) {
 		faults = append(faults, fmt.Errorf("config: Prefix %.80q: want letters, digits, - and _, at most 64", cfg.Prefix))
 	}
+	for _, p := range []events.Place{cfg.Serving, cfg.ColdPlace} {
+		if err := label.CheckPlace(p); err != nil {
+			faults = append(faults, fmt.Errorf("config: %w", err))
+		}
+	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("models: open registry: %w", errors.Join(faults...))
 	}
@@ -95,7 +110,9 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("models: open registry: bucket %s: %w (is JetStream enabled on the NATS server?)", want.Bucket, err)
 	}
-	return &Registry{kv: kv, bus: cfg.Bus, artifacts: store}, nil
+	return &Registry{
+		kv: kv, bus: cfg.Bus, artifacts: store, labels: cfg.Labels, serving: cfg.Serving, coldPlace: cfg.ColdPlace,
+	}, nil
 }
 
 // versionRecord is what is stored of a version.
@@ -106,7 +123,7 @@ type versionRecord struct {
 
 // Register stores artifact and its description. ID, Bytes, Created and Status
 // are set here. Registering the same bytes again returns the stored version with
-// metrics merged in; lineage stays the first one's.
+// metrics merged in and labels joined; lineage stays the first one's.
 //
 // The artifact is on disk, and in the cold tier if there is one, before the
 // version can be seen. If governance refuses the event, nothing is stored and
@@ -123,6 +140,9 @@ func (r *Registry) Register(ctx context.Context, draft Version, artifact []byte)
 func (r *Registry) register(ctx context.Context, draft Version, artifact []byte) (Version, error) {
 	draft.Bytes, draft.Created, draft.Status, draft.Reason = int64(len(artifact)), time.Now().UTC(), Registered, ""
 	if err := checkDraft(draft, artifact); err != nil {
+		return Version{}, err
+	}
+	if err := r.inherit(ctx, &draft); err != nil {
 		return Version{}, err
 	}
 	key, err := versionKey(draft.Model, draft.ID)
@@ -144,7 +164,7 @@ func (r *Registry) register(ctx context.Context, draft Version, artifact []byte)
 	if err := r.announce(ctx, rec.Event); err != nil {
 		return Version{}, err
 	}
-	if err := r.merge(ctx, key, draft.Metrics, &rec); err != nil {
+	if err := r.merge(ctx, key, draft.Metrics, draft.Labels, &rec); err != nil {
 		return Version{}, err
 	}
 	return rec.Version, nil
@@ -152,8 +172,8 @@ func (r *Registry) register(ctx context.Context, draft Version, artifact []byte)
 
 func (r *Registry) create(ctx context.Context, key string, draft Version, artifact []byte) (versionRecord, error) {
 	rec := versionRecord{Version: draft}
-	ev, err := r.approve(ctx, events.TypeModelRegistered, draft.Model, draft.Model+"/"+draft.ID, draft.Lineage.Run, draft.Lineage.Cause, events.ModelRegistered{
-		Model: draft.Model, Version: draft.ID, Run: draft.Lineage.Run, Metrics: draft.Metrics,
+	ev, err := r.approve(ctx, events.TypeModelRegistered, &draft, draft.Model+"/"+draft.ID, draft.Lineage.Run, draft.Lineage.Cause, events.ModelRegistered{
+		Model: draft.Model, Version: draft.ID, Run: draft.Lineage.Run, Metrics: draft.Metrics, Cold: r.cold(),
 	})
 	if err != nil {
 		return rec, err
@@ -168,10 +188,16 @@ func (r *Registry) create(ctx context.Context, key string, draft Version, artifa
 	return rec, err
 }
 
-// merge adds metrics to a stored version, and leaves the version as stored in rec.
-func (r *Registry) merge(ctx context.Context, key string, metrics map[string]float64, rec *versionRecord) error {
+// merge adds metrics and labels to a stored version, and leaves the version as stored
+// in rec.
+func (r *Registry) merge(ctx context.Context, key string, metrics map[string]float64, labels label.Set, rec *versionRecord) error {
 	return r.update(ctx, key, rec, func() (bool, error) {
-		changed := false
+		changed := !rec.Labels.Covers(labels)
+		joined, err := label.Join(rec.Labels, labels)
+		if err != nil {
+			return false, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		rec.Labels = joined
 		merged := maps.Clone(rec.Metrics)
 		for name, m := range metrics {
 			if old, ok := merged[name]; !ok || old != m {
@@ -217,7 +243,7 @@ func (r *Registry) AddMetrics(ctx context.Context, model, id string, metrics map
 		if v, err = r.find(ctx, model, id); err == nil {
 			var key string
 			if key, err = versionKey(model, v.ID); err == nil {
-				err = r.merge(ctx, key, metrics, &versionRecord{})
+				err = r.merge(ctx, key, metrics, nil, &versionRecord{})
 			}
 		}
 	}
@@ -229,7 +255,7 @@ func (r *Registry) AddMetrics(ctx context.Context, model, id string, metrics map
 
 // Get returns a version by full id or unique prefix of at least 6 digits.
 func (r *Registry) Get(ctx context.Context, model, id string) (Version, error) {
-	v, err := r.find(ctx, model, id)
+	v, err := r.used(r.find(ctx, model, id))
 	if err != nil {
 		return Version{}, &Error{Op: "get", Model: model, What: id, Err: err}
 	}
@@ -275,6 +301,10 @@ func (r *Registry) find(ctx context.Context, model, id string) (Version, error) 
 // version's hash.
 func (r *Registry) Artifact(ctx context.Context, v Version) ([]byte, error) {
 	raw, err := r.artifacts.get(ctx, v.ID)
+	if err == nil && r.observer != nil {
+		// By what is stored: v is whatever the caller says.
+		_, err = r.used(r.find(ctx, v.Model, v.ID))
+	}
 	if err != nil {
 		return nil, &Error{Op: "load", Model: v.Model, What: v.Short(), Err: err}
 	}
@@ -307,6 +337,10 @@ func (r *Registry) Versions(ctx context.Context, model string) iter.Seq2[Version
 			return strings.Compare(a.ID, b.ID)
 		})
 		for _, v := range all {
+			if v, err = r.used(v, nil); err != nil {
+				yield(Version{}, &Error{Op: "list", Model: model, Err: err})
+				return
+			}
 			if !yield(v, nil) {
 				return
 			}
@@ -340,8 +374,8 @@ func (r *Registry) Models(ctx context.Context) iter.Seq2[string, error] {
 
 // approve makes an event and has it judged; what comes back is the event as it
 // may be published.
-func (r *Registry) approve(ctx context.Context, typ, model, id, run, cause string, data any) (json.RawMessage, error) {
-	ev, err := events.New(typ, source, model, id, time.Now().UTC(), data)
+func (r *Registry) approve(ctx context.Context, typ string, v *Version, id, run, cause string, data any) (json.RawMessage, error) {
+	ev, err := events.New(typ, source, v.Model, id, time.Now().UTC(), data)
 	if err != nil {
 		return nil, err
 	}
@@ -351,6 +385,7 @@ func (r *Registry) approve(ctx context.Context, typ, model, id, run, cause strin
 	if cause != "" {
 		ev.SetExtension(events.ExtCause, cause)
 	}
+	setLabels(&ev, v.Labels)
 	if err := r.bus.Approve(ctx, &ev); err != nil {
 		return nil, err
 	}

@@ -305,7 +305,7 @@ func (d *runDriver) saveModel(ctx context.Context, m *worker.Model) (worker.Save
 		}
 	}
 	d.mu.Unlock()
-	v, err := register(ctx, d.rt.Registry, d.a.Stage, draft, m.Artifact)
+	v, err := register(ctx, d.models, d.a.Stage, draft, m.Artifact)
 	if err != nil {
 		return worker.SavedModel{}, err
 	}
@@ -357,6 +357,9 @@ func (d *runDriver) adopt(ctx context.Context, out *worker.Output) error {
 	seq, err := d.place(ctx, out.Sequence)
 	if err != nil {
 		return fmt.Errorf("write to %s: %w", d.a.Output, err)
+	}
+	if err := d.label(ctx); err != nil {
+		return fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
 	}
 	rows := out.Batch.NumRows()
 	out.Keep()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/models/safetensors"
 	"github.com/stokehold/stokehold/stages"
@@ -246,9 +247,13 @@ func TestChildSavesAModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	parent, err := p.Registry.Register(w.ctx, models.Version{Model: "m", Format: models.Opaque, Kind: "test/v1", Labels: label.Set{"licence:cc0-1.0"}}, []byte("parent"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	a := childAssignment("trains", true)
 	a.Output, a.Seal, a.Model, a.Kind = "", false, "m", "train"
-	a.Inputs = append(a.Inputs, stages.Binding{Name: "m@champion", Model: "m", Version: "parent"})
+	a.Inputs = append(a.Inputs, stages.Binding{Name: "m@champion", Model: "m", Version: parent.ID})
 	a.Params = params(map[string]any{"artifact": artifact, "reads": true})
 	res := p.run(trains, a)
 	v, err := p.Registry.Get(w.ctx, "m", res.Version)
@@ -259,10 +264,11 @@ func TestChildSavesAModel(t *testing.T) {
 		t.Errorf("%+v %+v", res, v)
 	}
 	l := v.Lineage
-	if l.Pipeline != pipeline || l.Run != a.Run || l.Stage != "trains" || l.Cause != "c" || l.Seed != 7 || l.Parent != "parent" ||
+	if l.Pipeline != pipeline || l.Run != a.Run || l.Stage != "trains" || l.Cause != "c" || l.Seed != 7 || l.Parent != parent.ID ||
 		len(l.Datasets) != 1 || l.Datasets[0].Dataset != "in" || l.Datasets[0].To != 3 {
 		t.Errorf("%+v", l)
 	}
+	equal(t, "labels", v.Labels, "licence:cc0-1.0")
 	equal(t, "checksums", l.Datasets[0].SHA256, p.stored("in")...)
 	if got, err := p.Registry.Artifact(w.ctx, v); err != nil || !bytes.Equal(got, artifact) {
 		t.Error(err)

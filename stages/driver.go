@@ -27,9 +27,11 @@ const maxCheckpointBytes = 32 << 10
 type runDriver struct {
 	rt     *Runtime
 	log    *slog.Logger
+	models *models.Registry // which notes what is read through it; nil: there is none
 	a      Assignment
 	hooks  Hooks
 	writer *tiers.Writer
+	made   *lineage
 	// declared is the schema that the stage says its output has; nil: it says none.
 	declared *arrow.Schema
 
@@ -44,16 +46,21 @@ type runDriver struct {
 const appended = uint64(1) << 63
 
 func newRunDriver(rt *Runtime, a Assignment, h Hooks, log *slog.Logger) *runDriver {
-	return &runDriver{
+	d := &runDriver{
 		rt: rt, log: log, a: a, hooks: h,
 		result:   Result{Dataset: a.Output, Model: a.Model},
 		progress: Progress{Checkpoint: h.Previous.Checkpoint, Written: h.Previous.Written},
 	}
+	d.made = newLineage(d)
+	if rt.Registry != nil {
+		d.models = rt.Registry.Observed(d.made)
+	}
+	return d
 }
 
 func (d *runDriver) Inputs() []Binding        { return d.a.Inputs }
 func (d *runDriver) Output() string           { return d.a.Output }
-func (d *runDriver) Models() *models.Registry { return d.rt.Registry }
+func (d *runDriver) Models() *models.Registry { return d.models }
 func (d *runDriver) Result() *Result          { return &d.result }
 func (d *runDriver) fence() tiers.Fence {
 	return tiers.Fence{Run: d.a.Run, Stage: d.a.Stage, Attempt: d.a.Attempt}
@@ -62,6 +69,9 @@ func (d *runDriver) fence() tiers.Fence {
 func (d *runDriver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
 	return func(yield func(*tiers.Batch, error) bool) {
 		for b, err := range d.read(ctx, dataset, from, to) {
+			if err == nil {
+				err = d.made.batch(ctx, b)
+			}
 			if err != nil {
 				yield(nil, fmt.Errorf("read %s: %w", dataset, err))
 				return
@@ -156,12 +166,24 @@ func (d *runDriver) write(ctx context.Context, seq uint64, batch arrow.RecordBat
 	if err != nil {
 		return arrowio.Ref{}, fmt.Errorf("write to %s: %w", d.a.Output, err)
 	}
+	if err := d.label(ctx); err != nil {
+		return arrowio.Ref{}, fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
+	}
 	ref, err := put(seq)
 	if err != nil {
 		return arrowio.Ref{}, fmt.Errorf("write %s#%d: %w", d.a.Output, seq, err)
 	}
 	d.wrote(seq, batch.NumRows())
 	return ref, nil
+}
+
+// label makes the next commit have the labels of what was read so far.
+func (d *runDriver) label(ctx context.Context) error {
+	labels, err := d.made.output(ctx, events.LabelDeclassified{Dataset: d.a.Output})
+	if err != nil {
+		return err
+	}
+	return Permanent(d.writer.Label(labels))
 }
 
 // wrote counts a batch that is now in the output.
@@ -179,6 +201,9 @@ func (d *runDriver) wrote(seq uint64, rows int64) {
 }
 
 func (d *runDriver) Publish(ctx context.Context, e events.Event) error {
+	if err := d.made.label(ctx, &e); err != nil {
+		return err
+	}
 	return d.rt.Bus.Publish(ctx, e)
 }
 
@@ -225,9 +250,19 @@ func (d *runDriver) report() {
 // finish ends the output, so that its readers end: for good where the run owns
 // it, else for this run. An attempt may have had nothing (more) to write.
 func (d *runDriver) finish(ctx context.Context) error {
-	switch {
-	case d.a.Output == "":
+	if d.a.Output == "" {
 		return nil
+	}
+	// What the inputs are may have been found out since the stage began.
+	if err := d.made.wired(ctx); err != nil {
+		return err
+	}
+	if d.writer != nil {
+		if err := d.label(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
 	case d.writer == nil && d.a.Seal:
 		return d.rt.Store.Seal(ctx, d.a.Output, d.fence())
 	case d.writer == nil:
@@ -253,12 +288,6 @@ func (d *runDriver) announce(ctx context.Context, typ, key string, data any) err
 	if err != nil {
 		return err
 	}
-	for k, v := range map[string]string{
-		events.ExtRun: d.a.Run, events.ExtPipeline: d.a.Pipeline, events.ExtStage: d.a.Stage, events.ExtCause: d.a.Cause, events.ExtActor: d.a.Actor,
-	} {
-		if v != "" {
-			e.SetExtension(k, v)
-		}
-	}
+	d.a.extend(&e)
 	return d.rt.Bus.Publish(ctx, e)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance/budget"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/tiers"
@@ -35,6 +36,10 @@ type Assignment struct {
 	Model        string          `json:"model,omitempty"`  // model the stage makes versions of
 	ChildProcess bool            `json:"child_process,omitempty"`
 	Worker       string          `json:"worker,omitempty"` // with ChildProcess: whose program; "": this one's
+	// Labels are declared for what the stage makes, beside those of what it is made of;
+	// Declassify takes labels off, if governance allows.
+	Labels     []string                `json:"labels,omitempty"`
+	Declassify *label.Declassification `json:"declassify,omitempty"`
 	// Prior are the attempts made before the stage was parked, and Resume is what the
 	// last of them reported: one that goes on counts its attempts from there.
 	Prior  int       `json:"prior,omitempty"`
@@ -109,6 +114,9 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
 	}); err != nil {
 		return Result{}, err
+	}
+	if err := d.made.wired(ctx); err != nil {
+		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
 	}
 	if err := r.run(ctx, s, a, d); err != nil {
 		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)

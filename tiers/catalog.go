@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // maxEntryBytes bounds one value of the catalog; an entry holds a ref and an
@@ -84,6 +85,7 @@ type entry struct {
 	Committed time.Time       `json:"committed"`
 	Event     json.RawMessage `json:"event,omitempty"` // batch.published as approved, to be published again after a crash
 	State     State           `json:"state,omitempty"`
+	Labels    label.Set       `json:"labels,omitempty"` // of the dataset when the batch was committed
 }
 
 func openCatalog(ctx context.Context, nc *nats.Conn, prefix string) (*catalog, error) {

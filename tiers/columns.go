@@ -34,7 +34,11 @@ func (s *Store) openEntry(ctx context.Context, e *entry, toArena bool) (*Batch, 
 		return nil, err
 	}
 	if columns.IsZero() {
-		return s.open(ctx, e.Ref, toArena)
+		b, err := s.open(ctx, e.Ref, toArena)
+		if err == nil {
+			b.Labels = e.Labels
+		}
+		return b, err
 	}
 	b, err := s.open(ctx, e.Ref, false)
 	if err != nil {
@@ -44,10 +48,14 @@ func (s *Store) openEntry(ctx context.Context, e *entry, toArena bool) (*Batch, 
 	rec := without(b.Record, columns)
 	if !toArena {
 		// The lease is on all of the batch and must not be handed on.
-		return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer}, nil
+		return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, Labels: e.Labels}, nil
 	}
 	defer rec.Release()
-	return s.copyFor(ctx, b, rec)
+	out, err := s.copyFor(ctx, b, rec)
+	if err == nil {
+		out.Labels = e.Labels
+	}
+	return out, err
 }
 
 // copyFor puts a record in the arena for one reader: unlike what bring makes it is not

@@ -167,6 +167,7 @@ func (s *Store) heal(ctx context.Context, ref arrowio.Ref, d damage, rec arrow.R
 			Reason: clipReason(d.err), Healed: healed,
 		})
 	if err == nil {
+		setLabels(&ev, e.Labels)
 		err = s.bus.Publish(ctx, ev)
 	}
 	return healed, errors.Join(healErr, err)

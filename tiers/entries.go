@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // State is what a batch has become. The empty one is the usual: it is there.
@@ -20,7 +21,8 @@ const Expired State = "expired"
 type BatchInfo struct {
 	Ref       arrowio.Ref `json:"ref"`
 	State     State       `json:"state,omitempty"`
-	Committed time.Time   `json:"committed"` // by the writer's clock
+	Labels    label.Set   `json:"labels,omitempty"` // that it was committed with
+	Committed time.Time   `json:"committed"`        // by the writer's clock
 	// Read is when the batch, or another of its block of 256, was last opened, late
 	// by up to a minute; zero if never since the catalog has kept it.
 	Read time.Time `json:"read,omitzero"`
@@ -61,7 +63,7 @@ func (s *Store) Entries(ctx context.Context, dataset string, from, to uint64) it
 					fail(errors.Join(ErrNotFound, errors.New(batchID(dataset, seq)+" is committed and has no entry")))
 					return
 				}
-				if !yield(BatchInfo{Ref: e.Ref, State: e.State, Committed: e.Committed, Read: read}, nil) {
+				if !yield(BatchInfo{Ref: e.Ref, State: e.State, Labels: e.Labels, Committed: e.Committed, Read: read}, nil) {
 					return
 				}
 			}

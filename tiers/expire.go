@@ -47,6 +47,7 @@ func (s *Store) expire(ctx context.Context, dataset string, from, to uint64, rea
 	ev, err := events.New(events.TypeBatchExpired, source, dataset, fmt.Sprintf("%s#%d-%d/expired", dataset, from, to), now,
 		events.BatchExpired{Dataset: dataset, From: int64(from), To: int64(to), Reason: reason})
 	if err == nil {
+		setLabels(&ev, head.Labels)
 		err = s.bus.Approve(ctx, &ev)
 	}
 	if err != nil {

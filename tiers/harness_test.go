@@ -33,6 +33,8 @@ type world struct {
 	deny func(*events.Event) string // reason to deny on publish, "" to allow
 	wrap func(tiers.ObjectStore) tiers.ObjectStore
 	set  func(*tiers.Config) // changes what stores are opened with
+
+	judge events.Judge // in place of deny
 }
 
 func newWorld(tb testing.TB) *world {
@@ -57,7 +59,10 @@ func newWorld(tb testing.TB) *world {
 }
 
 // Judge implements events.Judge.
-func (w *world) Judge(_ context.Context, at events.Point, evs []*events.Event) ([]events.Verdict, error) {
+func (w *world) Judge(ctx context.Context, at events.Point, evs []*events.Event) ([]events.Verdict, error) {
+	if w.judge != nil {
+		return w.judge.Judge(ctx, at, evs)
+	}
 	out := make([]events.Verdict, len(evs))
 	for i, ev := range evs {
 		out[i] = events.Verdict{Action: events.Allow}

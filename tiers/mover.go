@@ -84,9 +84,10 @@ func (mv *mover) intent(ctx context.Context, rec moveRecord) (moveRecord, error)
 	ev, err := events.New(events.TypeTierMoveRequested, source, mv.m.Dataset,
 		fmt.Sprintf("%s/move/%s@%d", ref.ID(), mv.m.target(), begun.UnixNano()), begun, events.TierMoveRequested{
 			Dataset: mv.m.Dataset, Sequence: int64(mv.m.Sequence), From: string(from), To: string(mv.m.target()),
-			Bytes: ref.BodyBytes, Evict: mv.m.Evict, Labels: head.Labels, Reason: mv.m.Reason,
+			Bytes: ref.BodyBytes, Evict: mv.m.Evict, Labels: head.Labels, Reason: mv.m.Reason, Place: mv.place(mv.m.target()),
 		})
 	if err == nil {
+		setLabels(&ev, head.Labels)
 		err = mv.bus.Approve(ctx, &ev)
 	}
 	if err != nil {
@@ -252,6 +253,10 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	if err := mv.mayEvict(ctx); err != nil {
 		return rec, err
 	}
+	head, err := mv.LabelsAt(ctx, mv.m.Dataset, mv.m.Sequence)
+	if err != nil {
+		return rec, err
+	}
 	target := mv.m.target()
 	id := batchID(mv.m.Dataset, mv.m.Sequence) + "/moved/" + string(target)
 	if target == arrowio.Warm { // which comes and goes: each time is a move of its own
@@ -262,6 +267,7 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 		Bytes: rec.Object.Bytes, SHA256: rec.Object.SHA256,
 	})
 	if err == nil {
+		setLabels(&ev, head.Labels)
 		err = mv.bus.Approve(ctx, &ev)
 	}
 	if err != nil {

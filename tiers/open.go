@@ -12,6 +12,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // Batch is one opened batch. Release it exactly once; Record is valid until then
@@ -25,6 +26,10 @@ type Batch struct {
 	// nil when the batch came from another tier. It ends with the last reference to
 	// Record.
 	Lease *shm.Lease
+
+	// Labels are what the batch was committed with, set by Store.Batches and
+	// Store.Appended. The dataset's may have changed since, see Store.LabelsAt.
+	Labels label.Set
 
 	drop     func() // gives up the slot that only this batch has; may be nil
 	released atomic.Bool

@@ -154,6 +154,9 @@ func (w *Writer) finish(ctx context.Context) error {
 	if err := w.announce(ctx); err != nil {
 		return err
 	}
+	if err := w.settleLabels(ctx); err != nil {
+		return err
+	}
 	if err := w.store.finish(ctx, w.dataset, w.fence); err != nil {
 		return err
 	}
@@ -257,7 +260,11 @@ func (w *Writer) seal(ctx context.Context) error {
 	if err := w.announce(ctx); err != nil {
 		return err
 	}
-	ev, err := w.newEvent(events.TypeDatasetSealed, w.dataset+"#sealed", time.Now().UTC(),
+	labels, err := w.labelled()
+	if err != nil {
+		return err
+	}
+	ev, err := w.newEvent(events.TypeDatasetSealed, w.dataset+"#sealed", time.Now().UTC(), labels,
 		events.DatasetSealed{Dataset: w.dataset, Batches: int64(w.head.Next), Rows: w.head.Rows})
 	if err == nil {
 		err = w.store.bus.Approve(ctx, &ev)
@@ -265,12 +272,15 @@ func (w *Writer) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := w.settleLabels(ctx); err != nil {
+		return err
+	}
 	if !w.head.Sealed {
 		if !w.head.of(w.fence) {
 			return fmt.Errorf("%w: stage %s of run %s has finished, and run %s writes now", ErrFenced, w.fence.Stage, w.fence.Run, w.head.Fence.Run)
 		}
 		next := w.head
-		next.Sealed, next.Done = true, true
+		next.Sealed, next.Done, next.Labels = true, true, labels
 		if err := w.commit(ctx, next); err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // Store is the data plane's front door. Safe for concurrent use.
@@ -31,6 +32,8 @@ type Store struct {
 	closed  atomic.Bool
 
 	peers peers
+	// here and coldPlace are where the tiers are.
+	here, coldPlace events.Place
 	// advertise is the flight URI of this store's host, "" if it has none.
 	advertise string
 
@@ -109,6 +112,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MoveBytesPerSecond < 0 || cfg.MoveConcurrency < 0 {
 		faults = append(faults, fmt.Errorf("config: moves of %d bytes/s, %d at once: want numbers above 0, or 0 for the defaults", cfg.MoveBytesPerSecond, cfg.MoveConcurrency))
 	}
+	for _, p := range []events.Place{cfg.Place, cfg.ColdPlace} {
+		if err := label.CheckPlace(p); err != nil {
+			faults = append(faults, fmt.Errorf("config: %w", err))
+		}
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
@@ -121,7 +129,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
-	s.advertise = cfg.Advertise
+	s.advertise, s.here, s.coldPlace = cfg.Advertise, cfg.Place, cfg.ColdPlace
 	var err error
 	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}

@@ -12,6 +12,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // Sentinels for the decisions a caller makes.
@@ -81,6 +82,9 @@ type Config struct {
 	Warm    string      // directory of the warm tier, created 0700
 	Cold    ObjectStore // nil: no cold tier
 	Prefix  string      // of KV bucket names; default "stokehold"
+	// Place is where this host is, and ColdPlace where the cold tier is. Both are told
+	// in tier.move.requested, so that data are kept where their labels allow them.
+	Place, ColdPlace events.Place
 	// MoveBytesPerSecond bounds what all migrations of this process copy together, in
 	// bytes of Arrow data; 0: no bound. MoveConcurrency is how many copy at once;
 	// default 4.
@@ -149,7 +153,7 @@ type Head struct {
 	Sealed      bool   `json:"sealed"`
 	Epoch       uint64 `json:"epoch"` // grows with each writer
 	Fence       Fence  `json:"fence"`
-	// Labels say what the data are, for policies: pii, residency:eu. Writers carry
-	// them from commit to commit.
-	Labels []string `json:"labels,omitempty"`
+	// Labels say what the data are (package governance/label): the join of those of all
+	// its batches and of what was declared. Writers carry them from commit to commit.
+	Labels label.Set `json:"labels,omitempty"`
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // Writer appends batches to one dataset. Not safe for concurrent use. A Writer
@@ -25,6 +26,7 @@ type Writer struct {
 	fence       Fence
 	head        headRecord // as this writer last committed or found it
 	rev         uint64
+	labels      label.Set     // of what the writer commits, see Label
 	own         []uint64      // sequences of this stage's batches, where they are not in one piece
 	unannounced *events.Event // of a commit whose publication failed
 	fenced      bool
@@ -291,7 +293,11 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 			Tier: arrowio.Hot, URI: s.advertise, Bytes: file.location.Bytes, SHA256: file.location.SHA256, Codec: file.location.Codec,
 		})
 	}
-	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC()}
+	labels, err := w.labelled()
+	if err != nil {
+		return arrowio.Ref{}, err
+	}
+	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC(), Labels: labels}
 	ev, err := w.batchEvent(e)
 	if err == nil {
 		err = s.bus.Approve(ctx, &ev)
@@ -322,6 +328,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	next.Rows += b.rows
 	next.To = next.Next
 	next.Own++
+	next.Labels = labels
 	if err := w.commit(ctx, next); err != nil {
 		return ref, err
 	}
@@ -383,7 +390,10 @@ func (w *Writer) commit(ctx context.Context, next headRecord) error {
 		case !now.ours(w.head) || !errors.Is(err, errConflict):
 			return err
 		}
-		next.Labels, next.Compacted = now.Labels, max(now.Compacted, next.Compacted)
+		if next.Labels, err = label.Join(now.Labels, w.labels); err != nil {
+			return err
+		}
+		next.Compacted = max(now.Compacted, next.Compacted)
 		w.rev = rev
 	}
 	return fmt.Errorf("lost %d compare-and-sets in a row", maxRaces)

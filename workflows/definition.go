@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/stages"
 )
 
@@ -69,6 +70,10 @@ type StageDef struct {
 	Worker       string        // program whose child process it runs in; "": this one, if ChildProcess
 	Timeout      time.Duration // of one attempt; 0: DefaultTimeout
 	Attempts     int           // 0: DefaultAttempts
+	// Labels are declared for what the stage makes, beside those of its inputs;
+	// Declassify takes labels of its inputs off, if governance allows; nil: none.
+	Labels     []string
+	Declassify *label.Declassification
 
 	broken bool // a handle was unusable and is reported already
 }
@@ -86,12 +91,15 @@ type stageJSON struct {
 	Worker       string          `json:"worker,omitempty"`
 	Timeout      duration        `json:"timeout,omitempty"`
 	Attempts     int             `json:"attempts,omitempty"`
+
+	Labels     []string                `json:"labels,omitempty"`
+	Declassify *label.Declassification `json:"declassify,omitempty"`
 }
 
 // MarshalJSON writes the stage with its timeout as text.
 func (s StageDef) MarshalJSON() ([]byte, error) {
 	return json.Marshal(stageJSON{s.Name, s.Kind, s.Inputs, s.After, s.Params, s.Into, s.Model,
-		s.ChildProcess, s.Worker, duration(s.Timeout), s.Attempts})
+		s.ChildProcess, s.Worker, duration(s.Timeout), s.Attempts, s.Labels, s.Declassify})
 }
 
 // UnmarshalJSON refuses unknown fields.
@@ -101,7 +109,8 @@ func (s *StageDef) UnmarshalJSON(raw []byte) error {
 		return err
 	}
 	*s = StageDef{Name: j.Name, Kind: j.Kind, Inputs: j.Inputs, After: j.After, Params: j.Params, Into: j.Into,
-		Model: j.Model, ChildProcess: j.ChildProcess, Worker: j.Worker, Timeout: time.Duration(j.Timeout), Attempts: j.Attempts}
+		Model: j.Model, ChildProcess: j.ChildProcess, Worker: j.Worker, Timeout: time.Duration(j.Timeout), Attempts: j.Attempts,
+		Labels: j.Labels, Declassify: j.Declassify}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/stages"
 )
 
@@ -45,6 +46,9 @@ type StageCall struct {
 	Timeout         time.Duration    // of one attempt; default DefaultTimeout
 	Attempts        int              // default DefaultAttempts
 	TaskQueue       string           // default: the workflow's own
+
+	Labels     []string                // declared for what the stage makes
+	Declassify *label.Declassification // labels that it may take off; nil: none
 }
 
 // StageFuture is a stage's result to come. Its Future goes into selectors, which
@@ -86,6 +90,7 @@ func ExecuteStage(ctx workflow.Context, call StageCall) StageFuture {
 		Pipeline: call.Pipeline, Run: workflow.GetInfo(ctx).WorkflowExecution.ID, Stage: call.Stage, Kind: call.Kind,
 		Cause: call.Cause, Actor: call.Actor, Seed: call.Seed, Params: params, RunParams: call.RunParams, Inputs: call.Inputs,
 		Output: call.Output, Seal: call.Seal, Model: call.Model, ChildProcess: call.ChildProcess || call.Worker != "", Worker: call.Worker,
+		Labels: call.Labels, Declassify: call.Declassify,
 	}, "", call.Timeout, call.Attempts, call.TaskQueue)
 }
 

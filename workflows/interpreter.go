@@ -199,6 +199,7 @@ func (in *interpreter) assign(ctx workflow.Context, s *stageRun) (stages.Assignm
 		Cause: in.args.Input.Cause, Actor: in.args.Input.Actor, Seed: in.args.Input.Seed,
 		Params: s.def.Params, RunParams: in.args.Input.Params,
 		Model: d.modelOf(s.def), ChildProcess: s.def.inChild(), Worker: s.def.Worker,
+		Labels: s.def.Labels, Declassify: s.def.Declassify,
 	}
 	a.Output, a.Seal = in.output(s.def)
 	for _, name := range s.def.Inputs {

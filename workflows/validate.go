@@ -270,6 +270,7 @@ func (c *check) stage(s StageDef) {
 	if s.Attempts < 0 || s.Attempts > maxAttempts {
 		c.add(s.Name, fmt.Sprintf("attempts %d is out of range", s.Attempts), "1 to 1000")
 	}
+	c.labels(&s)
 }
 
 func (c *check) inputs(s StageDef) {

@@ -31,7 +31,8 @@ func (a *app) data() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	config.ServerFlags(cmd.PersistentFlags())
-	cmd.AddCommand(a.dataList(), a.dataShow(), a.dataVerify(), a.dataCollect(), a.dataPin(), a.dataUnpin(), a.dataMove(), a.dataExport())
+	cmd.AddCommand(a.dataList(), a.dataShow(), a.dataVerify(), a.dataCollect(), a.dataPin(), a.dataUnpin(), a.dataMove(), a.dataExport(),
+		a.dataLabel(), a.dataDeclassify())
 	return cmd
 }
 
@@ -144,7 +145,7 @@ func (a *app) dataShow() *cobra.Command {
 			for _, p := range pins {
 				fmt.Fprintf(a.env.Out, "%s\n", report.Clean(p.String()))
 			}
-			return nil
+			return a.printLabels(ctx, d, args[0])
 		})
 	}
 	return cmd

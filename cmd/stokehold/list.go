@@ -323,12 +323,20 @@ func (a *app) versions(cmd *cobra.Command, sys system, model, out string) error 
 	}
 	th := a.env.theme()
 	g := grid{head: []string{"VERSION", "STATUS", "CREATED", "SIZE", "METRICS", "REASON"}, right: []int{3}}
+	labelled := slices.ContainsFunc(list, func(v models.Version) bool { return len(v.Labels) > 0 })
+	if labelled {
+		g.head = append(g.head, "LABELS")
+	}
 	for _, v := range list {
 		id := report.Short(v.ID)
 		if v.ID == champion.ID {
 			id += " " + th.Good.Render("★")
 		}
-		g.add(id, status(th, string(v.Status)), when(v.Created, a.env.Now()), report.Bytes(v.Bytes), metrics(v.Metrics), report.Clean(v.Reason))
+		row := []string{id, status(th, string(v.Status)), when(v.Created, a.env.Now()), report.Bytes(v.Bytes), metrics(v.Metrics), report.Clean(v.Reason)}
+		if labelled {
+			row = append(row, report.Clean(strings.Join(v.Labels, " ")))
+		}
+		g.add(row...)
 	}
 	return g.write(a.env)
 }

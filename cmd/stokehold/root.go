@@ -201,7 +201,7 @@ func args(names ...string) cobra.PositionalArgs {
 		if len(args) < need {
 			return usagef("%s: missing %s", cmd.CommandPath(), names[len(args)])
 		}
-		if len(args) > len(names) {
+		if more := len(names) > 0 && strings.HasSuffix(names[len(names)-1], "..."); len(args) > len(names) && !more {
 			return usagef("%s: unexpected argument %q", cmd.CommandPath(), args[len(names)])
 		}
 		return nil

@@ -23,6 +23,7 @@ import (
 	"github.com/stokehold/stokehold/examples/flights"
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/approval"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/workflows"
@@ -106,6 +107,9 @@ type dataSystem interface {
 	Pins(ctx context.Context, dataset string) ([]tiers.Pin, error)
 	Pin(ctx context.Context, dataset string, p tiers.Pin) error
 	Unpin(ctx context.Context, dataset string, from, to uint64, hold bool) (int, error)
+	AddLabels(ctx context.Context, dataset string, labels label.Set) error
+	Declassify(ctx context.Context, dataset string, d label.Declassification, actor string) (label.Set, error)
+	Whoami(ctx context.Context) (string, error) // "": nobody known
 	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
 	Migrate(ctx context.Context, m workflows.Migration) (id string, err error)
 	Migrated(ctx context.Context, id string) (workflows.MigrationResult, error)
@@ -115,8 +119,11 @@ type dataSystem interface {
 // stored is the dataSystem that there is outside tests.
 type stored struct {
 	*tiers.Store
-	app *stokehold.App
+	app   *stokehold.App
+	actor string // as the user says
 }
+
+func (s stored) Whoami(ctx context.Context) (string, error) { return s.app.Whoami(ctx, s.actor) }
 
 func (s stored) Migrate(ctx context.Context, m workflows.Migration) (string, error) {
 	return s.app.Migrate(ctx, m)

@@ -43,7 +43,7 @@ func newPlatform() platform {
 			if err != nil {
 				return nil, err
 			}
-			return stored{app.Store, app}, nil
+			return stored{app.Store, app, cfg.Actor}, nil
 		},
 		Approve: connectPerson,
 		Host:    host,
@@ -92,6 +92,7 @@ func settings(cfg config.Config) stokehold.Config {
 			Name: cfg.Worker.Name, Class: cfg.Worker.Class, Region: cfg.Worker.Region,
 			Accelerator: cfg.Worker.Accelerator, Accelerators: cfg.Worker.Accelerators, Address: cfg.Worker.Address,
 		},
+		Place: cfg.Place.Here(), ColdPlace: cfg.Place.Cold(),
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Actors: cfg.Actors, Key: cfg.StampKey,

@@ -23,6 +23,9 @@ const (
 	FeatureStage    = "features"
 )
 
+// Licence is the label of the data: a work of the US government, in the public domain.
+const Licence = "licence:public-domain"
+
 //go:embed policies/*.yaml
 var policies embed.FS
 
@@ -90,6 +93,10 @@ func (s *Stages) whereFeatures() workflows.Option {
 func featuresToTrain() stages.Stage { return MakeFeatures{Window: trailingAndThis} }
 func featuresToScore() stages.Stage { return MakeFeatures{Window: thisWeek} }
 
+// licensed says under what terms the data come (data/README.md). What is made of them, the
+// features, the predictions and the model, says so too.
+func licensed() workflows.Option { return workflows.Labels(Licence) }
+
 // Pipelines builds the three pipelines of the loop.
 //
 // flights-train makes a model and asks for its promotion; a person starts it the
@@ -109,8 +116,8 @@ func Pipelines(s *Stages) ([]*workflows.Definition, error) {
 
 func trainPipeline(s *Stages) *workflows.Pipeline {
 	p := workflows.New(TrainPipeline, "Learn which flights will be late, and ask to serve the model")
-	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule))
-	labels := p.Ingest("labels", s.Labels, workflows.Into(Labels))
+	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule), licensed())
+	labels := p.Ingest("labels", s.Labels, workflows.Into(Labels), licensed())
 	features := p.Preprocess(FeatureStage, schedule, featuresToTrain(),
 		workflows.Reads(labels), workflows.Into(Features), s.whereFeatures())
 	model := p.Train("train", features, s.Train, workflows.Reads(labels), workflows.Named(Model))
@@ -127,7 +134,7 @@ func trainPipeline(s *Stages) *workflows.Pipeline {
 
 func scorePipeline(s *Stages) *workflows.Pipeline {
 	p := workflows.New(ScorePipeline, "Predict a week's flights through the serving endpoint")
-	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule))
+	schedule := p.Ingest("schedule", s.Schedule, workflows.Into(Schedule), licensed())
 	features := p.Preprocess(FeatureStage, schedule, featuresToScore(),
 		workflows.Reads(p.Source(Labels)), workflows.Into(Features), s.whereFeatures())
 	p.Preprocess("score", features, s.Score, workflows.Into(Predictions))
@@ -137,7 +144,7 @@ func scorePipeline(s *Stages) *workflows.Pipeline {
 
 func monitorPipeline(s *Stages) *workflows.Pipeline {
 	p := workflows.New(MonitorPipeline, "Compare a week's predictions with what happened")
-	labels := p.Ingest("labels", s.Labels, workflows.Into(Labels))
+	labels := p.Ingest("labels", s.Labels, workflows.Into(Labels), licensed())
 	p.Monitor("monitor", labels, s.Monitor,
 		workflows.Reads(p.Source(Predictions), p.Source(Features), p.Source(Monitor)), workflows.Into(Monitor))
 	p.On(workflows.Trigger{Name: "labels", Types: []string{TypeLabelsArrived}, Key: "string(data.week)"})

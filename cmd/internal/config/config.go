@@ -20,6 +20,9 @@ import (
 	"github.com/knadh/koanf/providers/rawbytes"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/label"
 )
 
 // DefaultFile is read when it exists and no other file is named.
@@ -44,6 +47,7 @@ type Config struct {
 	Hot      Hot      `koanf:"hot" json:"hot"`
 	Audit    Audit    `koanf:"audit" json:"audit"`
 	Worker   Worker   `koanf:"worker" json:"worker"`
+	Place    Place    `koanf:"place" json:"place"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
@@ -127,6 +131,23 @@ type Worker struct {
 	Address      string `koanf:"address" json:"address,omitempty"`
 }
 
+// Place says where this process and the cold tier are, as labels of data name regions,
+// uses and classes of personal data. What is empty is not known, and counts against the
+// place.
+type Place struct {
+	Region     string   `koanf:"region" json:"region,omitempty"`
+	Use        string   `koanf:"use" json:"use,omitempty"` // of the models put into service
+	PII        []string `koanf:"pii" json:"pii,omitempty"` // classes that may be here; *: all
+	ColdRegion string   `koanf:"cold_region" json:"cold_region,omitempty"`
+	ColdPII    []string `koanf:"cold_pii" json:"cold_pii,omitempty"`
+}
+
+// Here is where this process is.
+func (p Place) Here() events.Place { return events.Place{Region: p.Region, Use: p.Use, PII: p.PII} }
+
+// Cold is where the cold tier is.
+func (p Place) Cold() events.Place { return events.Place{Region: p.ColdRegion, PII: p.ColdPII} }
+
 // Hot is the shared memory that batches are kept in. Zero values take the
 // defaults of stokehold.Config.
 type Hot struct {
@@ -149,6 +170,7 @@ func defaults() map[string]any {
 		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
 		"audit.key_file": "", "audit.origin": "", "audit.max_entries": 0, "audit.max_delay": "0s",
 		"worker.name": "", "worker.class": "", "worker.region": "", "worker.accelerator": "", "worker.accelerators": 0, "worker.address": "",
+		"place.region": "", "place.use": "", "place.pii": []string{}, "place.cold_region": "", "place.cold_pii": []string{},
 		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "actors": "", "actor": "", "stamp_key": "",
 	}
 }
@@ -312,6 +334,11 @@ func (c Config) validate() error {
 	if c.Hot.Wait < 0 {
 		bad("hot.wait", "%v is negative", c.Hot.Wait)
 	}
+	for key, p := range map[string]events.Place{"place.region": c.Place.Here(), "place.cold_region": c.Place.Cold()} {
+		if err := label.CheckPlace(p); err != nil {
+			bad(key, "%v", err)
+		}
+	}
 	return errors.Join(faults...)
 }
 
@@ -372,8 +399,11 @@ func readFile(o Options) (*koanf.Koanf, error) {
 // STOKEHOLD_ ones (STOKEHOLD_NATS_URL for nats.url, and so on).
 func readEnv(environ []string) (generic, prefixed *koanf.Koanf) {
 	list := func(key, v string) any {
-		if key == "policies" {
+		switch key {
+		case "policies":
 			return strings.Split(v, string(os.PathListSeparator))
+		case "place.pii", "place.cold_pii":
+			return strings.Split(v, ",")
 		}
 		return v
 	}

@@ -47,6 +47,12 @@ func TestDevKeepsItsState(t *testing.T) {
 			t.Errorf("the run's outcome lacks %q:\n%s", want, out)
 		}
 	}
+	// What the sources say of their licence, everything made of them says.
+	for _, of := range [][]string{{"data", "show", "flights/features"}, {"models", "flights"}, {"events", "--json", "--type", "model.promoted"}} {
+		if out := ask(t, state, of...); !strings.Contains(out, "licence:public-domain") {
+			t.Errorf("%s lacks the licence:\n%s", strings.Join(of, " "), out)
+		}
+	}
 	look := func() map[string]string {
 		seen := map[string]string{}
 		for what, format := range map[string]string{"runs": "-o=json", "models": "-o=json", "events": "--json"} {
