@@ -73,7 +73,10 @@ type Runtime struct {
 	Bus      *events.Bus
 	Children *worker.Pool            // of this program; nil: stages marked ChildProcess fail
 	Workers  map[string]*worker.Pool // of other programs, by name
+	Ahead    Ahead                   // how far ahead of the stages batches are read
 	Log      *slog.Logger
+
+	ahead readAhead
 }
 
 // Execute runs one attempt of s to its end and returns what it left behind. A
@@ -106,7 +109,7 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
 		Batches: res.Data.BatchesOut, Rows: res.Rows, Leased: res.Data.Leased,
 		BodyBytes: res.Data.BodyBytes, CopiedBytes: res.Data.CopiedBytes,
-		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics,
+		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics, Ahead: readAheadOf(res.Data.Ahead),
 	}); err != nil {
 		return Result{}, err
 	}

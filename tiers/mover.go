@@ -197,7 +197,7 @@ func (mv *mover) source(ctx context.Context) (*Batch, error) {
 		return nil, err
 	}
 	ref.Locations = slices.DeleteFunc(slices.Clone(ref.Locations), func(l arrowio.Location) bool { return l.Tier == mv.m.target() })
-	return mv.resolve(ctx, ref, false)
+	return mv.resolve(ctx, ref, anywhere)
 }
 
 func (mv *mover) verify(ctx context.Context, rec moveRecord) (moveRecord, error) {

@@ -26,6 +26,7 @@ type Batch struct {
 	// Record.
 	Lease *shm.Lease
 
+	partial  bool   // columns were taken out: Record is not the batch, and never becomes its hot copy
 	drop     func() // gives up the slot that only this batch has; may be nil
 	released atomic.Bool
 }
@@ -50,7 +51,7 @@ func (b *Batch) Release() {
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
 // arrowio.ErrGone, ErrNotFound.
 func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
-	b, err := s.open(ctx, ref, toArena)
+	b, err := s.open(ctx, ref, arena(toArena))
 	if err != nil {
 		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
 	}
@@ -58,11 +59,11 @@ func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*
 	return b, nil
 }
 
-func (s *Store) open(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+func (s *Store) open(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
 	if s.closed.Load() {
 		return nil, ErrClosed
 	}
-	b, err := s.resolve(ctx, ref, toArena)
+	b, err := s.resolve(ctx, ref, use)
 	if err == nil || !errors.Is(err, ErrNoTierHas) {
 		return b, err
 	}
@@ -74,10 +75,10 @@ func (s *Store) open(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch
 	if slices.Equal(fresh.Locations, ref.Locations) {
 		return nil, err
 	}
-	return s.resolve(ctx, fresh, toArena)
+	return s.resolve(ctx, fresh, use)
 }
 
-func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
 	faults := []error{ErrNoTierHas}
 	b, err := s.openHot(ref)
 	if b != nil {
@@ -86,7 +87,7 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 	if err != nil {
 		faults = append(faults, err)
 	}
-	if toArena {
+	if use != anywhere {
 		if s.hot.arena == nil {
 			return nil, ErrNoArena
 		}
@@ -102,8 +103,8 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 	}
 	b, err = s.openPeer(ctx, ref)
 	switch {
-	case b != nil && toArena:
-		return s.bring(ctx, b)
+	case b != nil && use != anywhere:
+		return s.bring(ctx, b, use)
 	case b != nil:
 		return b, nil
 	case err != nil && ctx.Err() != nil:
@@ -124,8 +125,8 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 		if err == nil {
 			s.healLater(ref, damaged, b.Record)
 		}
-		if err == nil && toArena {
-			return s.bring(ctx, b)
+		if err == nil && use != anywhere {
+			return s.bring(ctx, b, use)
 		}
 		if err == nil {
 			return b, nil
@@ -204,14 +205,23 @@ func (s *Store) checked(b *Batch) (*Batch, error) {
 	return b, nil
 }
 
-// bring copies a batch into the arena and returns that copy instead.
-func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
-	defer b.Release()
+// bring copies a batch into the arena and returns that copy instead; with ifRoom
+// b itself where there is no room.
+func (s *Store) bring(ctx context.Context, b *Batch, use arenaUse) (_ *Batch, err error) {
+	stays := false
+	defer func() {
+		if !stays {
+			b.Release()
+		}
+	}()
 	frame, err := arrowio.Prepare(b.Record)
 	if err != nil {
 		return nil, err
 	}
-	loan, err := s.hot.loan(ctx, frame.Size(), 0)
+	loan, err := s.hot.loanAs(ctx, frame.Size(), use)
+	if stays = err != nil && use == ifRoom && ctx.Err() == nil; stays {
+		return b, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bring into the arena: %w", err)
 	}
