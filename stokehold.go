@@ -23,7 +23,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/flight"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
@@ -331,7 +330,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
+		Peers: local, Far: remote.resolver, Advertise: remote.advertise,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -353,20 +352,6 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	}
 	a.onClose(a.Store.Close)
 	return nil
-}
-
-// nearestFirst tries the resolvers that there are, in order; nil if there is none.
-func nearestFirst(rs ...arrowio.Resolver) arrowio.Resolver {
-	var there arrowio.Resolvers
-	for _, r := range rs {
-		if r != nil {
-			there = append(there, r)
-		}
-	}
-	if len(there) == 0 {
-		return nil
-	}
-	return there
 }
 
 // openCold connects to the object store, if there is one.

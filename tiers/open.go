@@ -41,11 +41,13 @@ func (b *Batch) Release() {
 	}
 }
 
-// OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from
+// OpenBatch resolves ref: hot, then the peers on this host, then warm, then the far
+// ones, then cold. Bytes from
 // warm and cold are verified against their SHA-256; a copy that is damaged or
 // gone is passed over for the next tier, which repairs it, and reported as
 // tier.copy.damaged; so is a peer that fails or does not
-// answer in Config.PeerTimeout. toArena brings the batch into the arena first, so
+// answer in Config.PeerTimeout. A source that takes longer than it usually does is
+// not waited for alone (Config.HedgeAfter). toArena brings the batch into the arena first, so
 // that Lease is set (ErrNoArena without one); it waits for room until ctx ends.
 //
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
@@ -79,13 +81,9 @@ func (s *Store) open(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch
 }
 
 func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
-	faults := []error{ErrNoTierHas}
-	b, err := s.openHot(ref)
+	b, hotErr := s.openHot(ref)
 	if b != nil {
 		return b, nil
-	}
-	if err != nil {
-		faults = append(faults, err)
 	}
 	if use != anywhere {
 		if s.hot.arena == nil {
@@ -101,53 +99,15 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Ba
 			return b, nil
 		}
 	}
-	b, err = s.openPeer(ctx, ref)
-	switch {
-	case b != nil && use != anywhere:
-		return s.bring(ctx, b, use)
-	case b != nil:
-		return b, nil
-	case err != nil && ctx.Err() != nil:
+	b, err := s.fetch(ctx, ref, hotErr)
+	if err != nil {
 		return nil, err
-	case err != nil:
-		faults = append(faults, err)
 	}
-	var damaged []damage
-	for _, tier := range []struct {
-		name arrowio.Tier
-		open func(context.Context, arrowio.Ref, arrowio.Location) (*Batch, error)
-	}{{arrowio.Warm, s.openWarm}, {arrowio.Cold, s.openCold}} {
-		loc, ok := ref.In(tier.name)
-		if !ok {
-			continue
-		}
-		b, err := tier.open(ctx, ref, loc)
-		if err == nil {
-			s.healLater(ref, damaged, b.Record)
-		}
-		if err == nil && use != anywhere {
-			return s.bring(ctx, b, use)
-		}
-		if err == nil {
-			return b, nil
-		}
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		if errors.Is(err, arrowio.ErrCorrupt) {
-			s.log.ErrorContext(ctx, "damaged copy passed over", "batch", ref.ID(), "tier", tier.name, "error", err)
-		}
-		// A warm file that is not here may be on the disk of another host.
-		if errors.Is(err, arrowio.ErrCorrupt) || tier.name == arrowio.Cold && errors.Is(err, arrowio.ErrGone) && s.cold != nil {
-			damaged = append(damaged, damage{loc, err})
-		}
-		faults = append(faults, fmt.Errorf("%s: %w", tier.name, err))
+	s.promoteLater(b)
+	if use != anywhere {
+		return s.bring(ctx, b, use)
 	}
-	s.healLater(ref, damaged, nil)
-	if len(faults) == 1 {
-		faults = append(faults, errors.New("the ref names no location that is still there"))
-	}
-	return nil, errors.Join(faults...)
+	return b, nil
 }
 
 // openHot returns nil and no error if there is no hot copy.

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,8 @@ const (
 type warm struct {
 	dir  string
 	lock *os.File // held shared; who gets it exclusively is alone and may clear .stage
+	// written counts the bytes of files that were given their names.
+	written atomic.Int64
 
 	mu   sync.Mutex
 	maps map[string]*mapping // by path
@@ -147,6 +150,7 @@ func (s *staged) commit() error {
 		return err
 	}
 	s.tmp = ""
+	s.warm.written.Add(s.location.Bytes)
 	return syncDir(dir)
 }
 
