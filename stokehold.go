@@ -67,6 +67,7 @@ type App struct {
 
 	cfg     Config
 	nc      *nats.Conn
+	working runtimes
 	closers []func(context.Context) error // run last to first
 }
 
@@ -330,7 +331,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Peers: local, Far: remote.resolver, Advertise: remote.advertise,
+		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -393,6 +394,8 @@ type WorkConfig struct {
 	// start them. Those that no pipeline names are not started.
 	Workers map[string]worker.Config
 	Seed    uint64 // of the runs that triggers start
+	// Ahead bounds how far ahead of the stages their inputs are read.
+	Ahead stages.Ahead
 }
 
 // Work hosts pipelines: their stages, the interpreter of their runs, their
@@ -410,11 +413,12 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 	if err != nil {
 		return nil, err
 	}
+	runtime := &stages.Runtime{
+		Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Ahead: cfg.Ahead, Log: a.cfg.Log,
+	}
+	a.working.add(runtime)
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
-		Client: a.Temporal,
-		Runtime: &stages.Runtime{
-			Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
-		},
+		Client: a.Temporal, Runtime: runtime,
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,

@@ -33,9 +33,10 @@ const aheadWithoutArena = 64 << 20
 
 // readAhead is what the loops of a Runtime share.
 type readAhead struct {
-	once   sync.Once
-	budget *prefetch.Budget
-	stats  prefetch.Stats
+	once      sync.Once
+	budget    *prefetch.Budget
+	stats     prefetch.Stats
+	preparing sync.Map // RUN/STAGE/INPUT of stages that have not begun
 }
 
 // ReadAhead counts what reading ahead has achieved for all stages of this process.
@@ -50,19 +51,20 @@ func readAheadOf(c prefetch.Counts) events.ReadAhead {
 
 // aheadConfig is how a loop over an input reads.
 func (r *Runtime) aheadConfig(toArena bool) prefetch.Config {
-	r.ahead.once.Do(func() {
-		bytes := r.Ahead.Bytes
-		if bytes == 0 {
-			bytes = r.Store.ArenaBytes() / 4
-		}
-		if bytes == 0 {
-			bytes = aheadWithoutArena
-		}
-		r.ahead.budget = prefetch.NewBudget(bytes)
-	})
+	r.ahead.once.Do(func() { r.ahead.budget = prefetch.NewBudget(r.aheadBytes()) })
 	return prefetch.Config{
 		MaxBatches: r.Ahead.MaxBatches, Parallel: r.Ahead.Parallel, ToArena: toArena, Budget: r.ahead.budget,
 	}
+}
+
+func (r *Runtime) aheadBytes() int64 {
+	if r.Ahead.Bytes > 0 {
+		return r.Ahead.Bytes
+	}
+	if arena := r.Store.ArenaSize(); arena > 0 {
+		return arena / 4
+	}
+	return aheadWithoutArena
 }
 
 // reading names and opens the batches of an input.

@@ -36,8 +36,11 @@ type Assignment struct {
 	Worker       string          `json:"worker,omitempty"` // with ChildProcess: whose program; "": this one's
 	// Prior are the attempts made before the stage was parked, and Resume is what the
 	// last of them reported: one that goes on counts its attempts from there.
-	Prior  int       `json:"prior,omitempty"`
-	Resume *Progress `json:"resume,omitempty"`
+	Prior int `json:"prior,omitempty"`
+	// Upcoming is what stages of the run that have not begun will read and what is
+	// there already.
+	Upcoming []Upcoming `json:"upcoming,omitempty"`
+	Resume   *Progress  `json:"resume,omitempty"`
 }
 
 // Progress is what a stage last reported. It is the heartbeat's detail, so it
@@ -63,6 +66,9 @@ type Written struct {
 type Hooks struct {
 	Report   func(Progress) // called on every change, from any goroutine; must be cheap
 	Previous Progress       // what the attempt before this one last reported
+	// Stage returns a stage of the run's pipeline with its parameters, nil if this
+	// process does not have it. nil: it has none.
+	Stage func(name string) (s Stage, params json.RawMessage)
 }
 
 // Runtime feeds stages: it opens inputs, fences outputs, counts, and publishes
@@ -98,7 +104,10 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	}); err != nil {
 		return Result{}, err
 	}
-	if err := r.run(ctx, s, a, d); err != nil {
+	stop := r.prepare(ctx, d)
+	err = r.run(ctx, s, a, d)
+	stop()
+	if err != nil {
 		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
 	}
 	if err := d.finish(ctx); err != nil {

@@ -92,33 +92,45 @@ func (s *Store) promoteLater(b *Batch) {
 		defer func() { <-p.slots }()
 		defer p.underway.Delete(id)
 		defer have.Release()
-		if err := s.promote(have); err != nil {
-			p.refused.Add(1)
-			level := slog.LevelDebug
-			if errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrApprovalRequired) {
-				p.denied.Store(b.Ref.Dataset, time.Now().Add(deniedFor))
-				level = slog.LevelInfo
-			}
-			s.log.Log(context.Background(), level, "a batch read from the cold tier stays there alone", "batch", id, "error", err)
-		}
+		ctx, cancel := p.whileOpen(promotionTimeout)
+		defer cancel()
+		_ = s.promoted(ctx, have) // counted and logged; the batch stays where it is
 	})
+}
+
+// whileOpen is a context that ends with the store.
+func (p *promotions) whileOpen(d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	go func() {
+		select {
+		case <-p.closed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// promoted makes the warm copy, and notes if that could not be.
+func (s *Store) promoted(ctx context.Context, have *Batch) error {
+	err := s.promote(ctx, have)
+	if err == nil {
+		return nil
+	}
+	s.promotions.refused.Add(1)
+	level := slog.LevelDebug
+	if errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrApprovalRequired) {
+		s.promotions.denied.Store(have.Ref.Dataset, time.Now().Add(deniedFor))
+		level = slog.LevelInfo
+	}
+	s.log.Log(ctx, level, "a batch of the cold tier stays there alone", "batch", have.Ref.ID(), "error", err)
+	return err
 }
 
 // errWarmFull means that the warm directory has no room for copies that reads leave.
 var errWarmFull = errors.New("the warm tier has no room for it")
 
-func (s *Store) promote(have *Batch) error {
-	ctx, cancel := context.WithTimeout(context.Background(), promotionTimeout)
-	defer cancel()
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		select {
-		case <-s.promotions.closed:
-			cancel()
-		case <-done:
-		}
-	}()
+func (s *Store) promote(ctx context.Context, have *Batch) error {
 	frame, err := arrowio.Prepare(have.Record)
 	if err != nil {
 		return err
@@ -182,4 +194,40 @@ func (w *warm) bytes() (int64, error) {
 		return err
 	})
 	return total, err
+}
+
+// Promote leaves a verified warm copy of a batch that is in the cold tier alone,
+// within Config.Promote and judged like any other move, and reports whether there is a
+// warm copy now. No room, a move that governance refuses and one that is under way
+// elsewhere are no errors.
+func (s *Store) Promote(ctx context.Context, ref arrowio.Ref) (warm bool, err error) {
+	if _, warm = ref.In(arrowio.Warm); warm {
+		return true, nil
+	}
+	loc, cold := ref.In(arrowio.Cold)
+	until, denied := s.promotions.denied.Load(ref.Dataset)
+	if !cold || s.promotions.WarmBytes == 0 || denied && time.Now().Before(until.(time.Time)) {
+		return false, nil
+	}
+	fail := func(err error) (bool, error) {
+		return false, &Error{Op: "promote", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
+	}
+	select {
+	case s.promotions.slots <- struct{}{}:
+	case <-ctx.Done():
+		return fail(ctx.Err())
+	}
+	defer func() { <-s.promotions.slots }()
+	b, err := s.openCold(ctx, ref, loc)
+	if err != nil {
+		return fail(err)
+	}
+	defer b.Release()
+	if err := s.promoted(ctx, b); err != nil {
+		if errors.Is(err, errWarmFull) || errors.Is(err, ErrBusy) || errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrApprovalRequired) {
+			return false, nil
+		}
+		return fail(err)
+	}
+	return true, nil
 }

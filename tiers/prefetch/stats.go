@@ -18,17 +18,19 @@ func (s *Stats) Part() *Stats { return &Stats{of: s} }
 
 // Counts is a moment of Stats. Bytes are of batch bodies.
 type Counts struct {
-	Hits         uint64        `json:"hits"`        // batches that were there when asked for
-	Misses       uint64        `json:"misses"`      // that were waited for
-	Fresh        uint64        `json:"fresh"`       // that were made, or found in the catalog, while they were waited for
-	BytesEarly   int64         `json:"bytes_early"` // of hits
-	BytesLate    int64         `json:"bytes_late"`  // of misses
-	Wasted       uint64        `json:"wasted"`      // batches that were opened and not asked for
-	WastedBytes  int64         `json:"wasted_bytes"`
-	Stall        time.Duration `json:"stall_ns"` // that consumers waited for batches that there were
-	Idle         time.Duration `json:"idle_ns"`  // that they waited for a batch to be made, or found in the catalog
-	LongestStall time.Duration `json:"longest_stall_ns"`
-	Window       int           `json:"window"` // batches read ahead, as of the last one
+	Hits          uint64        `json:"hits"`        // batches that were there when asked for
+	Misses        uint64        `json:"misses"`      // that were waited for
+	Fresh         uint64        `json:"fresh"`       // that were made, or found in the catalog, while they were waited for
+	BytesEarly    int64         `json:"bytes_early"` // of hits
+	BytesLate     int64         `json:"bytes_late"`  // of misses
+	Wasted        uint64        `json:"wasted"`      // batches that were opened and not asked for
+	WastedBytes   int64         `json:"wasted_bytes"`
+	Prepared      uint64        `json:"prepared"` // batches that were brought nearer for a reader that had not begun
+	PreparedBytes int64         `json:"prepared_bytes"`
+	Stall         time.Duration `json:"stall_ns"` // that consumers waited for batches that there were
+	Idle          time.Duration `json:"idle_ns"`  // that they waited for a batch to be made, or found in the catalog
+	LongestStall  time.Duration `json:"longest_stall_ns"`
+	Window        int           `json:"window"` // batches read ahead, as of the last one
 }
 
 // HitRate is the share of batches that were there when asked for, of those that
@@ -56,6 +58,8 @@ func (c *Counts) Add(o Counts) {
 	c.BytesLate += o.BytesLate
 	c.Wasted += o.Wasted
 	c.WastedBytes += o.WastedBytes
+	c.Prepared += o.Prepared
+	c.PreparedBytes += o.PreparedBytes
 	c.Stall += o.Stall
 	c.Idle += o.Idle
 	c.LongestStall = max(c.LongestStall, o.LongestStall)
@@ -98,4 +102,14 @@ func (s *Stats) wasted(bytes int64) {
 	defer s.mu.Unlock()
 	s.n.Wasted++
 	s.n.WastedBytes += bytes
+}
+
+func (s *Stats) prepared(bytes int64) {
+	if s.of != nil {
+		s.of.prepared(bytes)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n.Prepared++
+	s.n.PreparedBytes += bytes
 }

@@ -103,8 +103,8 @@ func (s *Store) OnPressure(give func() bool) (stop func()) {
 	}
 }
 
-// ArenaBytes is the size of the arena; 0: there is none.
-func (s *Store) ArenaBytes() int64 {
+// ArenaSize is the size of the arena; 0: there is none.
+func (s *Store) ArenaSize() int64 {
 	if s.hot.arena == nil {
 		return 0
 	}
