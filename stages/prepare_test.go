@@ -90,11 +90,9 @@ func (p *process) where(batches int) (warm, hot []uint64) {
 
 // untilPrepared is a stage that works until n batches have been brought nearer.
 func untilPrepared(p *process, n uint64) stages.Func {
-	return func(ctx context.Context, _ *stages.Task) error {
-		for deadline := time.Now().Add(15 * time.Second); p.ReadAhead().Prepared < n; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) || ctx.Err() != nil {
-				return fmt.Errorf("prepared %+v, want %d batches", p.ReadAhead(), n)
-			}
+	return func(context.Context, *stages.Task) error {
+		if !within(15*time.Second, func() bool { return p.ReadAhead().Prepared >= n }) {
+			return fmt.Errorf("prepared %+v, want %d batches", p.ReadAhead(), n)
 		}
 		return nil
 	}
