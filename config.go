@@ -62,6 +62,9 @@ type Config struct {
 	HotPrefault bool
 	// HotPages says which larger pages to ask the machine for; it may give none.
 	HotPages shm.HugePages
+	// PromoteBytes is how much the warm directory may hold for a read from the cold tier
+	// to leave a copy there (tiers.Promotion). 0: it leaves none.
+	PromoteBytes int64
 	// RuntimeDir is where the processes of this host find one another to read each
 	// other's hot tier in place; created with mode 0700. Default
 	// handoff.RuntimeDir(), which is the same for all processes of a user.

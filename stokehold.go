@@ -24,7 +24,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/flight"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
@@ -72,6 +71,7 @@ type App struct {
 	cfg     Config
 	hosting atomic.Pointer[hosted]
 	nc      *nats.Conn
+	working runtimes
 	closers []func(context.Context) error // run last to first
 }
 
@@ -344,7 +344,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
+		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
 		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err != nil {
@@ -368,20 +368,6 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	}
 	a.onClose(a.Store.Close)
 	return nil
-}
-
-// nearestFirst tries the resolvers that there are, in order; nil if there is none.
-func nearestFirst(rs ...arrowio.Resolver) arrowio.Resolver {
-	var there arrowio.Resolvers
-	for _, r := range rs {
-		if r != nil {
-			there = append(there, r)
-		}
-	}
-	if len(there) == 0 {
-		return nil
-	}
-	return there
 }
 
 // openCold connects to the object store, if there is one.
@@ -423,6 +409,8 @@ type WorkConfig struct {
 	// start them. Those that no pipeline names are not started.
 	Workers map[string]worker.Config
 	Seed    uint64 // of the runs that triggers start
+	// Ahead bounds how far ahead of the stages their inputs are read.
+	Ahead stages.Ahead
 }
 
 // Work hosts pipelines: their stages, the interpreter of their runs, their
@@ -441,10 +429,11 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 		return nil, err
 	}
 	runtime := &stages.Runtime{
-		Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Log: a.cfg.Log,
+		Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Ahead: cfg.Ahead, Log: a.cfg.Log,
 		Local: stages.Device{Accelerator: a.cfg.Worker.Accelerator, Count: a.cfg.Worker.Accelerators},
 	}
 	a.hosting.Store(&hosted{cfg.Pipelines, runtime})
+	a.working.add(runtime)
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets,
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,

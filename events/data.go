@@ -66,6 +66,17 @@ type StageCompleted struct {
 	CopiedBytes int64              `json:"copied_bytes"` // of them copied between processes
 	Seconds     float64            `json:"seconds"`
 	Metrics     map[string]float64 `json:"metrics,omitempty"`
+	Ahead       ReadAhead          `json:"ahead,omitzero"`
+}
+
+// ReadAhead is what reading ahead of a stage achieved.
+type ReadAhead struct {
+	Hits         int64   `json:"hits"`          // batches that were there when asked for
+	Misses       int64   `json:"misses"`        // that were waited for
+	Fresh        int64   `json:"fresh"`         // that were made while they were waited for
+	BytesEarly   int64   `json:"bytes_early"`   // bodies of hits
+	BytesLate    int64   `json:"bytes_late"`    // bodies of misses
+	StallSeconds float64 `json:"stall_seconds"` // that the stage waited for batches that there were
 }
 
 // BatchPublished is the data of TypeBatchPublished.

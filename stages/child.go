@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 
@@ -325,7 +326,8 @@ func notes(r *Result) map[string]string {
 // lend leases the batches of an input for the child.
 func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) iter.Seq2[worker.InputBatch, error] {
 	return func(yield func(worker.InputBatch, error) bool) {
-		for b, err := range d.Batches(ctx, dataset, from, to) {
+		out := &lent{begun: time.Now()}
+		for b, err := range d.batches(ctx, dataset, from, to, out.starved) {
 			if err != nil {
 				yield(worker.InputBatch{}, err)
 				return
@@ -341,7 +343,8 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				s.Leased++
 				s.BodyBytes += b.Ref.BodyBytes
 			})
-			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes}, nil) {
+			out.took()
+			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes, Released: out.gave}, nil) {
 				return
 			}
 		}

@@ -28,6 +28,7 @@ func childStages() map[string]stages.Stage {
 	for name, s := range map[string]stages.Stage{
 		"double": double, "double-in-place": inPlace, "resuming": resuming, "numbers": numbers,
 		"reports": reporting, "fails": failsFor, "dies": dies, "trains": trains, "built": built, "stops": stops,
+		"epochs": stages.Func(epochs), "zips": zips,
 	} {
 		set[stages.ChildName(pipeline, name)] = s
 	}

@@ -40,6 +40,10 @@
 // w at sequence w) is read with Range, which means sequences of the dataset,
 // whoever wrote them.
 //
+// The next batches are opened while a stage works on one, as far ahead as what both
+// take asks for and Runtime.Ahead allows. Task.Epochs reads an input that is there
+// in other orders: for training.
+//
 // # Retries
 //
 // A stage may be run again, with a higher Attempt, after an error, a crash of its

@@ -17,6 +17,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
+	"github.com/stokehold/stokehold/tiers/prefetch"
 )
 
 // maxCheckpointBytes keeps heartbeats far below the orchestrator's limits.
@@ -34,6 +35,7 @@ type runDriver struct {
 	made   *lineage
 	// declared is the schema that the stage says its output has; nil: it says none.
 	declared *arrow.Schema
+	ahead    *prefetch.Stats
 
 	mu       sync.Mutex // guards what Progress reads, and use
 	result   Result
@@ -47,7 +49,7 @@ const appended = uint64(1) << 63
 
 func newRunDriver(rt *Runtime, a Assignment, h Hooks, log *slog.Logger) *runDriver {
 	d := &runDriver{
-		rt: rt, log: log, a: a, hooks: h,
+		rt: rt, log: log, a: a, hooks: h, ahead: rt.ahead.stats.Part(),
 		result:   Result{Dataset: a.Output, Model: a.Model},
 		progress: Progress{Checkpoint: h.Previous.Checkpoint, Written: h.Previous.Written},
 	}
@@ -67,33 +69,7 @@ func (d *runDriver) fence() tiers.Fence {
 }
 
 func (d *runDriver) Batches(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
-	return func(yield func(*tiers.Batch, error) bool) {
-		for b, err := range d.read(ctx, dataset, from, to) {
-			if err == nil {
-				err = d.made.batch(ctx, b)
-			}
-			if err != nil {
-				yield(nil, fmt.Errorf("read %s: %w", dataset, err))
-				return
-			}
-			d.count(func(s *DataStats) { s.BatchesIn++ })
-			if !yield(b, nil) {
-				return
-			}
-		}
-	}
-}
-
-func (d *runDriver) read(ctx context.Context, dataset string, from, to uint64) iter.Seq2[*tiers.Batch, error] {
-	if from != Start {
-		return d.rt.Store.Batches(ctx, dataset, from, to, d.a.ChildProcess)
-	}
-	for _, b := range d.a.Inputs {
-		if b.Dataset == dataset && b.Bounded {
-			return d.rt.Store.Appended(ctx, dataset, d.a.Run, b.Name, d.a.ChildProcess)
-		}
-	}
-	return fail(Permanent(errors.New("is not written by a stage of this run: it has no start of its own")))
+	return d.batches(ctx, dataset, from, to, nil)
 }
 
 func (d *runDriver) count(f func(*DataStats)) {
@@ -243,6 +219,7 @@ func (d *runDriver) report() {
 	d.mu.Lock()
 	p := d.progress
 	p.Data = d.result.Data
+	p.Data.Ahead = d.ahead.Counts()
 	d.mu.Unlock()
 	d.hooks.Report(p)
 }
@@ -277,6 +254,7 @@ func (d *runDriver) snapshot() Result {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r := d.result
+	r.Data.Ahead = d.ahead.Counts()
 	r.Metrics, r.Notes = maps.Clone(r.Metrics), maps.Clone(r.Notes)
 	return r
 }

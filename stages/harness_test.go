@@ -83,14 +83,18 @@ type process struct {
 	arena *shm.Arena
 }
 
-func (w *world) process() *process {
+func (w *world) process(set ...func(*tiers.Config)) *process {
 	w.tb.Helper()
 	host := &shm.Host{}
 	arena, err := shm.New(shm.Config{Bytes: 8 << 20})
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	store, err := tiers.Open(w.ctx, tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Arena: arena, Warm: w.warm})
+	cfg := tiers.Config{Conn: w.conn, Bus: w.bus, Host: host, Arena: arena, Warm: w.warm}
+	for _, f := range set {
+		f(&cfg)
+	}
+	store, err := tiers.Open(w.ctx, cfg)
 	if err != nil {
 		w.tb.Fatal(err)
 	}

@@ -42,8 +42,11 @@ type Assignment struct {
 	Declassify *label.Declassification `json:"declassify,omitempty"`
 	// Prior are the attempts made before the stage was parked, and Resume is what the
 	// last of them reported: one that goes on counts its attempts from there.
-	Prior  int       `json:"prior,omitempty"`
-	Resume *Progress `json:"resume,omitempty"`
+	Prior int `json:"prior,omitempty"`
+	// Upcoming is what stages of the run that have not begun will read and what is
+	// there already.
+	Upcoming []Upcoming `json:"upcoming,omitempty"`
+	Resume   *Progress  `json:"resume,omitempty"`
 }
 
 // Progress is what a stage last reported. It is the heartbeat's detail, so it
@@ -76,6 +79,9 @@ type Hooks struct {
 	// when it has one or gives up: in between it uses no accelerator. nil: nobody
 	// counts.
 	Idle func() (resume func())
+	// Stage returns a stage of the run's pipeline with its parameters, nil if this
+	// process does not have it. nil: it has none.
+	Stage func(name string) (s Stage, params json.RawMessage)
 }
 
 // Device is what an attempt holds while it runs.
@@ -93,7 +99,10 @@ type Runtime struct {
 	Children *worker.Pool            // of this program; nil: stages marked ChildProcess fail
 	Workers  map[string]*worker.Pool // of other programs, by name
 	Local    Device                  // that stages of this process hold
+	Ahead    Ahead                   // how far ahead of the stages batches are read
 	Log      *slog.Logger
+
+	ahead readAhead
 }
 
 // Execute runs one attempt of s to its end and returns what it left behind. A
@@ -118,7 +127,10 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	if err := d.made.wired(ctx); err != nil {
 		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
 	}
-	if err := r.run(ctx, s, a, d); err != nil {
+	stop := r.prepare(ctx, d)
+	err = r.run(ctx, s, a, d)
+	stop()
+	if err != nil {
 		return Result{}, fmt.Errorf("stage %s of %s: %w", a.Stage, a.Pipeline, err)
 	}
 	if err := d.finish(ctx); err != nil {
@@ -129,7 +141,7 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
 		Batches: res.Data.BatchesOut, Rows: res.Rows, Leased: res.Data.Leased,
 		BodyBytes: res.Data.BodyBytes, CopiedBytes: res.Data.CopiedBytes,
-		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics,
+		Seconds: time.Since(begun).Seconds(), Metrics: res.Metrics, Ahead: readAheadOf(res.Data.Ahead),
 	}); err != nil {
 		return Result{}, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
+	"github.com/stokehold/stokehold/tiers/prefetch"
 )
 
 // Stage is one step of a pipeline. Run may be called again after a failure or a
@@ -164,6 +165,8 @@ type DataStats struct {
 	Leased      int64 `json:"leased"`             // batches handed to another process by reference
 	BodyBytes   int64 `json:"body_bytes"`         // Arrow bodies that passed by reference
 	CopiedBytes int64 `json:"copied_bytes"`       // body bytes copied between processes
+	// Ahead is what reading ahead of this attempt achieved.
+	Ahead prefetch.Counts `json:"ahead,omitzero"`
 }
 
 // NewTask is for runtimes and tests.

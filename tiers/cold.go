@@ -65,7 +65,7 @@ func toParquet(rec arrow.RecordBatch) ([]byte, error) {
 
 // fromParquet decodes an object of one batch.
 func fromParquet(raw []byte) (arrow.RecordBatch, error) {
-	f, err := parquet.Open(bytes.NewReader(raw), int64(len(raw)))
+	f, err := parquet.Open(parquet.Bytes(raw), int64(len(raw)))
 	if err != nil {
 		return nil, err
 	}

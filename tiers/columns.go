@@ -28,47 +28,57 @@ func (e *entry) columns() (events.Columns, error) {
 }
 
 // openEntry opens a batch without the columns that are to be taken out of it.
-func (s *Store) openEntry(ctx context.Context, e *entry, toArena bool) (*Batch, error) {
+func (s *Store) openEntry(ctx context.Context, e *entry, use arenaUse) (*Batch, error) {
 	columns, err := e.columns()
 	if err != nil {
 		return nil, err
 	}
 	if columns.IsZero() {
-		b, err := s.open(ctx, e.Ref, toArena)
+		b, err := s.open(ctx, e.Ref, use)
 		if err == nil {
 			b.Labels = e.Labels
 		}
 		return b, err
 	}
-	b, err := s.open(ctx, e.Ref, false)
+	b, err := s.open(ctx, e.Ref, anywhere)
 	if err != nil {
 		return nil, err
 	}
 	defer b.Release()
 	rec := without(b.Record, columns)
-	if !toArena {
-		// The lease is on all of the batch and must not be handed on.
-		return &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, Labels: e.Labels}, nil
+	// The lease is on all of the batch and must not be handed on.
+	part := &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, Labels: e.Labels, partial: true}
+	if use == anywhere {
+		return part, nil
 	}
-	defer rec.Release()
-	out, err := s.copyFor(ctx, b, rec)
+	out, err := s.copyFor(ctx, part, use)
 	if err == nil {
 		out.Labels = e.Labels
 	}
 	return out, err
 }
 
-// copyFor puts a record in the arena for one reader: unlike what bring makes it is not
-// the batch, and nobody else finds it.
-func (s *Store) copyFor(ctx context.Context, b *Batch, rec arrow.RecordBatch) (*Batch, error) {
+// copyFor puts a batch without some of its columns in the arena for one reader:
+// unlike what bring makes it is not the batch, and nobody else finds it. With ifRoom
+// it stays where it is if there is no room.
+func (s *Store) copyFor(ctx context.Context, b *Batch, use arenaUse) (*Batch, error) {
+	stays := false
+	defer func() {
+		if !stays {
+			b.Release()
+		}
+	}()
 	if s.hot.arena == nil {
 		return nil, ErrNoArena
 	}
-	frame, err := arrowio.Prepare(rec)
+	frame, err := arrowio.Prepare(b.Record)
 	if err != nil {
 		return nil, err
 	}
-	loan, err := s.hot.loan(ctx, frame.Size(), 0)
+	loan, err := s.hot.loanAs(ctx, frame.Size(), use)
+	if stays = err != nil && use == ifRoom && ctx.Err() == nil; stays {
+		return b, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bring into the arena: %w", err)
 	}
@@ -89,7 +99,7 @@ func (s *Store) copyFor(ctx context.Context, b *Batch, rec arrow.RecordBatch) (*
 		drop()
 		return nil, err
 	}
-	return &Batch{Ref: b.Ref, Record: copied, Tier: b.Tier, Peer: b.Peer, Lease: lease, drop: drop}, nil
+	return &Batch{Ref: b.Ref, Record: copied, Tier: b.Tier, Peer: b.Peer, Lease: lease, partial: true, drop: drop}, nil
 }
 
 // without returns a record of the same rows, which the caller releases. Columns

@@ -48,10 +48,11 @@
 //
 // Store.Batches yields committed batches in sequence and then waits. It is woken
 // by judged events; because a wake-up can be lost, it also looks at the head four
-// times a second. OpenBatch tries the tiers from the nearest: a slot of an arena
-// in this process, then the peers (Config.Peers: other processes, other hosts),
-// then the mapped warm file, whose SHA-256 is verified once per mapping, then the
-// object, whose SHA-256 is verified on each read. A copy that is damaged is passed
+// times a second. OpenBatch tries the nearest place first: a slot of an arena in this
+// process, then the other processes of this host (Config.Peers), then the mapped warm
+// file, whose SHA-256 is verified once per mapping, then other hosts (Config.Far), then
+// the object, whose SHA-256 is verified on each read. One that is late is not waited
+// for alone (Config.HedgeAfter, docs/decisions/0040). A copy that is damaged is passed
 // over, repaired from the one that serves, and reported (tier.copy.damaged); a peer
 // that fails is passed over. Hot and warm batches are read in
 // place; Stats.CopiedBytes counts the body bytes that had to be copied into an

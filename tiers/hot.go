@@ -43,6 +43,7 @@ type hot struct {
 	bytes   int64 // of adopted segments
 	closed  bool
 	fetch   keyed // one copy into the arena at a time, by batch id
+	relief  relief
 }
 
 type hotSlot struct {
@@ -97,17 +98,25 @@ func (h *hot) room(ctx context.Context, bytes int64, wait time.Duration) (contex
 	if bytes > h.arena.Size() {
 		return nil, nil, shm.ErrTooLarge // before pushing out anything in vain
 	}
-	for range maxEvictions {
-		st := h.arena.Stats()
-		if st.Waiting == 0 && bytes+shm.Alignment <= st.LargestFree || !h.evict() {
-			break
-		}
-	}
+	h.makeRoom(bytes)
 	if wait > 0 {
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		return ctx, cancel, nil
 	}
 	return ctx, func() {}, nil
+}
+
+// makeRoom pushes out old slots until bytes fit, and reports whether they do.
+func (h *hot) makeRoom(bytes int64) bool {
+	for range maxEvictions {
+		if st := h.arena.Stats(); st.Waiting == 0 && bytes+shm.Alignment <= st.LargestFree {
+			return true
+		}
+		if !h.evict() {
+			break
+		}
+	}
+	return false
 }
 
 // evict drops the oldest slot of the arena that nobody reads, and reports whether

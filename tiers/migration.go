@@ -101,7 +101,7 @@ type moveRecord struct {
 // migrators of one batch make one copy and one event. ErrOrder if an earlier
 // step has not taken effect. StepDrop does not wait: let the grace pass before.
 func (s *Store) MoveStep(ctx context.Context, m Migration, step Step) (MoveState, error) {
-	st, err := s.moveStep(ctx, m, step)
+	st, err := s.moveStep(ctx, m, step, nil)
 	if err != nil {
 		return st, &Error{Op: "move (" + string(step) + ")", Dataset: m.Dataset, Batch: batchID(m.Dataset, m.Sequence), Err: err}
 	}
@@ -187,7 +187,8 @@ func (s *Store) MigrateDataset(ctx context.Context, dataset string, from, to uin
 	return n, nil
 }
 
-func (s *Store) moveStep(ctx context.Context, m Migration, step Step) (MoveState, error) {
+// moveStep is MoveStep; have is the batch where it was read already, else nil.
+func (s *Store) moveStep(ctx context.Context, m Migration, step Step, have *Batch) (MoveState, error) {
 	st := MoveState{Migration: m}
 	switch {
 	case s.closed.Load():
@@ -208,7 +209,7 @@ func (s *Store) moveStep(ctx context.Context, m Migration, step Step) (MoveState
 	if err != nil {
 		return st, err
 	}
-	mv := &mover{Store: s, m: m, to: coldCopies{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
+	mv := &mover{Store: s, m: m, have: have, to: coldCopies{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
 	if m.target() == arrowio.Warm {
 		mv.to, mv.key, mv.otherKey = warmCopies{s}, mv.otherKey, mv.key
 	}

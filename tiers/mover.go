@@ -18,6 +18,7 @@ type mover struct {
 	m        Migration
 	to       copies
 	key      string // of the migration's record
+	have     *Batch // the batch, read already; nil: it is read from where it is
 	otherKey string // of that in the other direction
 }
 
@@ -127,6 +128,16 @@ func (mv *mover) mayEvict(ctx context.Context) error {
 func (mv *mover) alone(ctx context.Context) error {
 	var other moveRecord
 	_, err := mv.catalog.get(ctx, mv.otherKey, &other)
+	if err == nil && other.target() == arrowio.Warm && other.reached(StepFlip) {
+		// All that counts is done, and whoever did it may be gone: reads begin such moves,
+		// which no workflow ends.
+		for _, step := range []Step{StepAnnounce, StepDrop} {
+			if _, err := mv.moveStep(ctx, other.Migration, step, nil); err != nil {
+				return err
+			}
+		}
+		err = ErrNotFound
+	}
 	if err == nil {
 		return fmt.Errorf("%w: its move to the %s tier has come to %q", ErrBusy, other.target(), other.Done)
 	}
@@ -197,8 +208,12 @@ func (mv *mover) source(ctx context.Context) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	if mv.have != nil {
+		mv.have.Record.Retain()
+		return &Batch{Ref: ref, Record: mv.have.Record, Tier: mv.have.Tier}, nil
+	}
 	ref.Locations = slices.DeleteFunc(slices.Clone(ref.Locations), func(l arrowio.Location) bool { return l.Tier == mv.m.target() })
-	return mv.resolve(ctx, ref, false)
+	return mv.lookup(ctx, ref)
 }
 
 func (mv *mover) verify(ctx context.Context, rec moveRecord) (moveRecord, error) {

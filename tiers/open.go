@@ -31,6 +31,7 @@ type Batch struct {
 	// Store.Appended. The dataset's may have changed since, see Store.LabelsAt.
 	Labels label.Set
 
+	partial  bool   // columns were taken out: Record is not the batch, and never becomes its hot copy
 	drop     func() // gives up the slot that only this batch has; may be nil
 	released atomic.Bool
 }
@@ -45,17 +46,19 @@ func (b *Batch) Release() {
 	}
 }
 
-// OpenBatch resolves ref: hot, then the peers, then warm, then cold. Bytes from
+// OpenBatch resolves ref: hot, then the peers on this host, then warm, then the far
+// ones, then cold. Bytes from
 // warm and cold are verified against their SHA-256; a copy that is damaged or
 // gone is passed over for the next tier, which repairs it, and reported as
 // tier.copy.damaged; so is a peer that fails or does not
-// answer in Config.PeerTimeout. toArena brings the batch into the arena first, so
+// answer in Config.PeerTimeout. A source that takes longer than it usually does is
+// not waited for alone (Config.HedgeAfter). toArena brings the batch into the arena first, so
 // that Lease is set (ErrNoArena without one); it waits for room until ctx ends.
 //
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
 // arrowio.ErrGone, ErrNotFound.
 func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
-	b, err := s.open(ctx, ref, toArena)
+	b, err := s.open(ctx, ref, arena(toArena))
 	if err != nil {
 		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
 	}
@@ -63,11 +66,11 @@ func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*
 	return b, nil
 }
 
-func (s *Store) open(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
+func (s *Store) open(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
 	if s.closed.Load() {
 		return nil, ErrClosed
 	}
-	b, err := s.resolve(ctx, ref, toArena)
+	b, err := s.resolve(ctx, ref, use)
 	if err == nil || !errors.Is(err, ErrNoTierHas) {
 		return b, err
 	}
@@ -79,19 +82,15 @@ func (s *Store) open(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch
 	if slices.Equal(fresh.Locations, ref.Locations) {
 		return nil, err
 	}
-	return s.resolve(ctx, fresh, toArena)
+	return s.resolve(ctx, fresh, use)
 }
 
-func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
-	faults := []error{ErrNoTierHas}
-	b, err := s.openHot(ref)
+func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
+	b, hotErr := s.openHot(ref)
 	if b != nil {
 		return b, nil
 	}
-	if err != nil {
-		faults = append(faults, err)
-	}
-	if toArena {
+	if use != anywhere {
 		if s.hot.arena == nil {
 			return nil, ErrNoArena
 		}
@@ -105,53 +104,15 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, toArena bool) (*Ba
 			return b, nil
 		}
 	}
-	b, err = s.openPeer(ctx, ref)
-	switch {
-	case b != nil && toArena:
-		return s.bring(ctx, b)
-	case b != nil:
-		return b, nil
-	case err != nil && ctx.Err() != nil:
+	b, err := s.fetch(ctx, ref, hotErr)
+	if err != nil {
 		return nil, err
-	case err != nil:
-		faults = append(faults, err)
 	}
-	var damaged []damage
-	for _, tier := range []struct {
-		name arrowio.Tier
-		open func(context.Context, arrowio.Ref, arrowio.Location) (*Batch, error)
-	}{{arrowio.Warm, s.openWarm}, {arrowio.Cold, s.openCold}} {
-		loc, ok := ref.In(tier.name)
-		if !ok {
-			continue
-		}
-		b, err := tier.open(ctx, ref, loc)
-		if err == nil {
-			s.healLater(ref, damaged, b.Record)
-		}
-		if err == nil && toArena {
-			return s.bring(ctx, b)
-		}
-		if err == nil {
-			return b, nil
-		}
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		if errors.Is(err, arrowio.ErrCorrupt) {
-			s.log.ErrorContext(ctx, "damaged copy passed over", "batch", ref.ID(), "tier", tier.name, "error", err)
-		}
-		// A warm file that is not here may be on the disk of another host.
-		if errors.Is(err, arrowio.ErrCorrupt) || tier.name == arrowio.Cold && errors.Is(err, arrowio.ErrGone) && s.cold != nil {
-			damaged = append(damaged, damage{loc, err})
-		}
-		faults = append(faults, fmt.Errorf("%s: %w", tier.name, err))
+	s.promoteLater(b)
+	if use != anywhere {
+		return s.bring(ctx, b, use)
 	}
-	s.healLater(ref, damaged, nil)
-	if len(faults) == 1 {
-		faults = append(faults, errors.New("the ref names no location that is still there"))
-	}
-	return nil, errors.Join(faults...)
+	return b, nil
 }
 
 // openHot returns nil and no error if there is no hot copy.
@@ -209,14 +170,23 @@ func (s *Store) checked(b *Batch) (*Batch, error) {
 	return b, nil
 }
 
-// bring copies a batch into the arena and returns that copy instead.
-func (s *Store) bring(ctx context.Context, b *Batch) (*Batch, error) {
-	defer b.Release()
+// bring copies a batch into the arena and returns that copy instead; with ifRoom
+// b itself where there is no room.
+func (s *Store) bring(ctx context.Context, b *Batch, use arenaUse) (_ *Batch, err error) {
+	stays := false
+	defer func() {
+		if !stays {
+			b.Release()
+		}
+	}()
 	frame, err := arrowio.Prepare(b.Record)
 	if err != nil {
 		return nil, err
 	}
-	loan, err := s.hot.loan(ctx, frame.Size(), 0)
+	loan, err := s.hot.loanAs(ctx, frame.Size(), use)
+	if stays = err != nil && use == ifRoom && ctx.Err() == nil; stays {
+		return b, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bring into the arena: %w", err)
 	}

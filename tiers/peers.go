@@ -21,7 +21,7 @@ const (
 
 // peers is what a Store needs to read batches that other processes hold.
 type peers struct {
-	resolvers []arrowio.Resolver
+	near, far []arrowio.Resolver
 	timeout   time.Duration
 	opened    atomic.Int64
 	errors    atomic.Int64
@@ -32,25 +32,25 @@ func (p *peers) open(cfg Config) {
 	if p.timeout = cfg.PeerTimeout; p.timeout == 0 {
 		p.timeout = defaultPeerTimeout
 	}
-	// The members of a list each get their own time, so that the first of them
-	// cannot use up what the others need.
-	if list, ok := cfg.Peers.(arrowio.Resolvers); ok {
-		p.resolvers = list
-	} else if cfg.Peers != nil {
-		p.resolvers = []arrowio.Resolver{cfg.Peers}
-	}
+	p.near, p.far = members(cfg.Peers), members(cfg.Far)
 }
 
-// openPeer asks the other processes for a batch; nil and no error if there is
-// nobody to ask.
-func (s *Store) openPeer(ctx context.Context, ref arrowio.Ref) (*Batch, error) {
-	// A ref that names the batch alone says neither where it is nor what it must
-	// be, so a peer's answer could not be checked.
-	if ref.Fingerprint == "" || len(ref.Locations) == 0 {
-		return nil, nil
+// members of a list each get their own time, so that the first of them cannot use up
+// what the others need.
+func members(r arrowio.Resolver) []arrowio.Resolver {
+	if list, ok := r.(arrowio.Resolvers); ok {
+		return list
 	}
+	if r == nil {
+		return nil
+	}
+	return []arrowio.Resolver{r}
+}
+
+// openPeer asks other processes for a batch.
+func (s *Store) openPeer(ctx context.Context, resolvers []arrowio.Resolver, ref arrowio.Ref) (*Batch, error) {
 	var faults []error
-	for _, r := range s.peers.resolvers {
+	for _, r := range resolvers {
 		b, err := s.askPeer(ctx, r, ref)
 		if err == nil {
 			return b, nil

@@ -64,6 +64,20 @@ type reader struct {
 // next waits for batch seq, or the first wanted one after it, and opens it; nil
 // and no error if there is none and will be none.
 func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, error) {
+	e, err := r.find(ctx, seq)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	b, err := r.store.openEntry(ctx, e, arena(toArena))
+	if err == nil {
+		r.store.count(b)
+	}
+	return b, err
+}
+
+// find waits for batch seq, or the first wanted one after it; nil and no error if
+// there is none and will be none.
+func (r *reader) find(ctx context.Context, seq uint64) (*entry, error) {
 	var e entry
 	for found := false; !found; {
 		for seq >= r.limit {
@@ -89,11 +103,7 @@ func (r *reader) next(ctx context.Context, seq uint64, toArena bool) (*Batch, er
 	if e.State == Expired {
 		return nil, fmt.Errorf("%s: %w", e.Ref.ID(), ErrExpired)
 	}
-	b, err := r.store.openEntry(ctx, &e, toArena)
-	if err == nil {
-		r.store.count(b)
-	}
-	return b, err
+	return &e, nil
 }
 
 // advance returns once there is a batch seq or never will be, and otherwise after

@@ -31,7 +31,9 @@ type Store struct {
 	log     *slog.Logger
 	closed  atomic.Bool
 
-	peers peers
+	peers      peers
+	hedge      hedge
+	promotions promotions
 	// here and coldPlace are where the tiers are.
 	here, coldPlace events.Place
 	// advertise is the flight URI of this store's host, "" if it has none.
@@ -117,6 +119,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			faults = append(faults, fmt.Errorf("config: %w", err))
 		}
 	}
+	if cfg.Promote.WarmBytes < 0 {
+		faults = append(faults, fmt.Errorf("config: Promote.WarmBytes %d is negative", cfg.Promote.WarmBytes))
+	}
 	if len(faults) > 0 {
 		return nil, &Error{Op: "open store", Err: errors.Join(faults...)}
 	}
@@ -129,6 +134,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
+	s.hedge.open(cfg.HedgeAfter)
+	s.promotions.open(cfg.Promote, cfg.MoveConcurrency)
 	s.advertise, s.here, s.coldPlace = cfg.Advertise, cfg.Place, cfg.ColdPlace
 	var err error
 	if s.hot, err = openHot(cfg, &s.copies); err != nil {
@@ -150,6 +157,7 @@ func (s *Store) Close(ctx context.Context) error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.promotions.stop()
 	s.uses.wg.Wait()
 	s.background.Wait()
 	if err := s.flushUses(ctx); err != nil {
@@ -248,8 +256,13 @@ func (s *Store) setHead(ctx context.Context, dataset string, change func(*headRe
 // Stats counts batches and bytes by tier, and copies made.
 type Stats struct {
 	Hot, Warm, Cold int64 // batches opened from each tier of this store
-	Peer            int64 // batches opened from another process, see Config.Peers
+	Peer            int64 // batches opened from another process, see Config.Peers and Far
 	PeerErrors      int64 // failures of peers, batches that they do not have (any more) left out
+	Hedges          int64 // reads that were late and got a second source
+	HedgesWon       int64 // of them the second was first
+	Promoted        int64 // batches that a read from the cold tier left in the warm one
+	PromotedBytes   int64 // their files
+	NotPromoted     int64 // batches that it did not, for want of room or because it may not
 	Moved           int64 // verified migrations that this store flipped
 	CopiedBytes     int64 // body bytes copied into an arena from the Go heap or another tier
 	Spilled         int64 // batches written to the warm tier alone for want of room in the arena
@@ -261,6 +274,8 @@ func (s *Store) Stats() Stats {
 	return Stats{
 		Hot: s.opened[0].Load(), Warm: s.opened[1].Load(), Cold: s.opened[2].Load(),
 		Peer: s.peers.opened.Load(), PeerErrors: s.peers.errors.Load(),
+		Hedges: s.hedge.started.Load(), HedgesWon: s.hedge.won.Load(),
+		Promoted: s.promotions.done.Load(), PromotedBytes: s.promotions.bytes.Load(), NotPromoted: s.promotions.refused.Load(),
 		Moved: s.moved.Load(), CopiedBytes: s.copies.Bytes(),
 		Spilled: s.spills.batches.Load(), SpilledBytes: s.spills.bytes.Load(),
 	}

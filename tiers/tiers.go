@@ -91,15 +91,25 @@ type Config struct {
 	MoveBytesPerSecond int64
 	MoveConcurrency    int
 	Logger             *slog.Logger
-	// Peers opens batches that other processes hold: in shared memory on this host,
-	// or on other hosts. It is asked for what is not in an arena of this process,
-	// before the warm tier. Its batches must be valid (see arrowio.Resolver); the
+	// Peers opens batches that other processes of this host hold in shared memory. It
+	// is asked for what is not in an arena of this process, before the warm tier. Its batches must be valid (see arrowio.Resolver); the
 	// store compares them with their refs. Its errors never fail a read that another
 	// tier can serve; they are logged, and counted in Stats. Of arrowio.Resolvers the
 	// members are asked one by one. nil: nobody is asked.
 	Peers arrowio.Resolver
+	// Far is likewise what other hosts hold. It is asked after the warm tier and before
+	// the cold one.
+	Far arrowio.Resolver
 	// PeerTimeout bounds each answer of a peer. Default 5 s.
 	PeerTimeout time.Duration
+	// HedgeAfter is the least time after which a read from a peer, a disk or the object
+	// store counts as late. It is late when it has taken longer than 95 in 100 of
+	// the newest like it; then the next source is asked as well, or the object store once more,
+	// and the first valid answer counts. At most one read in 20 is. Default 25 ms;
+	// negative: none is.
+	HedgeAfter time.Duration
+	// Promote says what a read from the cold tier leaves in the warm one.
+	Promote Promotion
 	// Advertise is the flight URI (arrowio.FlightURI) at which other hosts are given
 	// what Local has. Refs of batches written here name it as a hot location.
 	// "": they do not.

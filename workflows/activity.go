@@ -72,7 +72,7 @@ func (a *activities) runStage(ctx context.Context, as stages.Assignment) (stages
 	if err != nil {
 		return stages.Result{}, err
 	}
-	hooks := stages.Hooks{}
+	hooks := stages.Hooks{Stage: a.stageOf(as.Pipeline)}
 	if as.Resume != nil {
 		hooks.Previous = *as.Resume
 	}
@@ -109,6 +109,23 @@ func (a *activities) lookup(as stages.Assignment) (stages.Stage, error) {
 	return nil, temporal.NewApplicationErrorWithOptions(
 		fmt.Sprintf("this worker has no stage %q of pipeline %q: give it the pipeline that the run is of", as.Stage, as.Pipeline),
 		"stokehold.UnknownStage", temporal.ApplicationErrorOptions{Details: []any{stageFailure{Stage: as.Stage, Attempts: as.Attempt}}})
+}
+
+// stageOf finds the other stages of a pipeline, by which the runtime knows what they
+// will read.
+func (a *activities) stageOf(pipeline string) func(string) (stages.Stage, json.RawMessage) {
+	d, ok := a.pipelines[pipeline]
+	if !ok {
+		return nil
+	}
+	return func(name string) (stages.Stage, json.RawMessage) {
+		for _, def := range d.Graph {
+			if def.Name == name {
+				return d.impl[name], def.Params
+			}
+		}
+		return nil, nil
+	}
 }
 
 // execute calls the executor on a goroutine of its own, so that a stage that

@@ -209,7 +209,49 @@ func (in *interpreter) assign(ctx workflow.Context, s *stageRun) (stages.Assignm
 		}
 		a.Inputs = append(a.Inputs, b)
 	}
+	a.Upcoming = in.upcoming(s)
 	return a, nil
+}
+
+// maxUpcoming bounds what an assignment says of later stages.
+const maxUpcoming = 16
+
+// upcoming lists the datasets that are there and that stages will read which cannot
+// start yet even though s does.
+func (in *interpreter) upcoming(s *stageRun) []stages.Upcoming {
+	was := s.state
+	s.state = running
+	defer func() { s.state = was }()
+	var out []stages.Upcoming
+	for _, later := range in.stages {
+		if later.state != waiting || in.ready(later) {
+			continue
+		}
+		for _, name := range later.def.Inputs {
+			if b, ok := in.there(name); ok && len(out) < maxUpcoming {
+				out = append(out, stages.Upcoming{Stage: later.def.Name, Input: b})
+			}
+		}
+	}
+	return out
+}
+
+// there is the binding of a dataset that is complete as far as this run is concerned.
+func (in *interpreter) there(name string) (stages.Binding, bool) {
+	if p, ok := in.byName[name]; ok {
+		sig, _ := signatureOf(p.def.Kind)
+		if sig.makes != aDataset || p.state != done {
+			return stages.Binding{}, false
+		}
+		dataset, _ := in.output(p.def)
+		return stages.Binding{Name: name, Dataset: dataset, Bounded: p.def.Into != ""}, true
+	}
+	for _, s := range in.args.Definition.Sources {
+		if s.Name == name && s.Dataset != "" {
+			return stages.Binding{Name: name, Dataset: s.Dataset}, true
+		}
+	}
+	return stages.Binding{}, false
 }
 
 // output is the dataset that a stage writes, and whether it is the run's own.

@@ -378,3 +378,33 @@ func TestMigration(t *testing.T) {
 		t.Errorf("moved %d of %d calls, want each once: a retry continues where it stopped", r.Moved, len(f.moved))
 	}
 }
+
+// TestLaterStagesAreAnnounced: a stage is told what stages will read that cannot begin
+// before it has ended, as far as that is there.
+func TestLaterStagesAreAnnounced(t *testing.T) {
+	p := workflows.New("ahead", "")
+	weeks := p.Ingest("weeks", nothing, workflows.Into("all/weeks"))
+	model := p.Train("train", weeks, nothing, workflows.Reads(p.Source("all/labels")), workflows.Named("m"))
+	p.Evaluate("evaluate", model, weeks, nothing, workflows.Reads(p.Source("all/labels")))
+	d := build(t, p)
+	f := &fakes{stages: map[string]stageFunc{"train": func(_ context.Context, a stages.Assignment, h stages.Hooks) (stages.Result, error) {
+		if s, _ := h.Stage("evaluate"); s == nil {
+			t.Error("the stage to come is not known")
+		}
+		if s, _ := h.Stage("none"); s != nil {
+			t.Errorf("%v", s)
+		}
+		return stages.Result{Model: a.Model, Version: "v1"}, nil
+	}}}
+	if _, err := execute(t, environment(t, f, d), d, workflows.RunInput{Run: "r1"}); err != nil {
+		t.Fatal(err)
+	}
+	labels := stages.Upcoming{Stage: "evaluate", Input: stages.Binding{Name: "all/labels", Dataset: "all/labels"}}
+	got := map[string][]stages.Upcoming{}
+	for _, a := range f.calls {
+		got[a.Stage] = a.Upcoming
+	}
+	if len(got["evaluate"]) != 0 || !slices.Contains(got["weeks"], labels) || !slices.Contains(got["train"], labels) {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,6 +1,7 @@
 package parquet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,22 @@ func (s *source) ReadAt(p []byte, off int64) (int, error) {
 		s.failed.CompareAndSwap(nil, &err)
 	}
 	return n, err
+}
+
+// Bytes is a file in memory, which Open reads in place. It must not change while
+// batches are read from it.
+type Bytes []byte
+
+// ReadAt implements io.ReaderAt.
+func (b Bytes) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(b).ReadAt(p, off) }
+
+// view is part of a file in memory; ok is false where it is not, or has no such part.
+func (s *source) view(off, n int64) (part []byte, ok bool) {
+	b, ok := s.ReaderAt.(Bytes)
+	if !ok || off < 0 || n < 0 || off > int64(len(b)) || n > int64(len(b))-off {
+		return nil, false
+	}
+	return b[off : off+n : off+n], true
 }
 
 // fault is the error of reading something: the reader's own if that failed,

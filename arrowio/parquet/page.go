@@ -39,6 +39,7 @@ type pageReader struct {
 	budget *budget
 
 	buf  []byte // read ahead
+	lent bool   // buf is the file's own memory, which is not written to
 	pos  int    // in buf
 	body []byte // decompressed
 	held int64  // of the budget, for body
@@ -68,7 +69,17 @@ func (r *pageReader) open(n *node, k *chunk, src io.ReaderAt, b *budget) error {
 		return fmt.Errorf("chunk of %d values", k.values)
 	}
 	buf, body := r.buf, r.body
+	if r.lent {
+		buf = nil
+	}
 	*r = pageReader{node: n, codec: k.codec, src: src, off: k.start(), end: k.start() + k.compressed, budget: b, entries: k.values, buf: buf[:0], body: body[:0]}
+	if m, ok := src.(interface {
+		view(off, n int64) ([]byte, bool)
+	}); ok {
+		if chunk, ok := m.view(r.off, r.end-r.off); ok {
+			r.buf, r.lent, r.off = chunk, true, r.end
+		}
+	}
 	return nil
 }
 

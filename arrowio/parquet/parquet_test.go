@@ -415,3 +415,33 @@ func BenchmarkParquet(b *testing.B) {
 		}
 	})
 }
+
+// TestFileInMemory: it is read in place, to the same values, and stays as it was.
+func TestFileInMemory(t *testing.T) {
+	want := batch(t, 30_000)
+	raw := write(t, want)
+	before := bytes.Clone(raw)
+	f, err := parquet.Open(parquet.Bytes(raw), int64(len(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for got, err := range f.Batches() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !array.RecordEqual(want, got) {
+			t.Error("differs")
+		}
+		n++
+	}
+	if n != 1 || !bytes.Equal(raw, before) {
+		t.Errorf("%d batches, the file is unchanged: %v", n, bytes.Equal(raw, before))
+	}
+	for cut := range 40 { // and what it refers to beyond its end is damage, as ever
+		short := raw[:len(raw)-1-cut*len(raw)/41]
+		if _, err := parquet.Open(parquet.Bytes(short), int64(len(short))); !errors.Is(err, arrowio.ErrCorrupt) {
+			t.Errorf("cut by %d: %v", cut, err)
+		}
+	}
+}

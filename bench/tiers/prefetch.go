@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -55,45 +54,58 @@ func prefetchGroup(s settings) (rows []benchtable.Row, err error) {
 		return nil, err
 	}
 	defer c.close()
-	ahead, alone := make([]float64, 0, s.rounds), make([]float64, 0, s.rounds)
+	var ahead, alone fed
 	for range s.rounds {
-		busy, err := consume(prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil))
-		if err != nil {
+		if err := ahead.consume(prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil)); err != nil {
 			return nil, err
 		}
-		ahead = append(ahead, busy)
-		if busy, err = consume(c.oneByOne(ctx)); err != nil {
+		if err := alone.consume(c.oneByOne(ctx)); err != nil {
 			return nil, err
 		}
-		alone = append(alone, busy)
 	}
-	slices.Sort(ahead)
-	slices.Sort(alone)
-	v, b := ahead[len(ahead)/2], alone[len(alone)/2]
-	return []benchtable.Row{{Case: name, Unit: "%", Value: 100 * v, Baseline: 100 * b, Ratio: v / b}}, nil
+	row := func(name string, v, b float64) benchtable.Row {
+		return benchtable.Row{Case: name, Unit: "%", Value: 100 * v, Baseline: 100 * b, Ratio: v / b}
+	}
+	return []benchtable.Row{
+		row(name, middle(ahead.busy), middle(alone.busy)),
+		row("the same accelerator waits for a batch", middle(ahead.stalled), middle(alone.stalled)),
+	}, nil
 }
 
-// consume takes the accelerator's time for each batch, and returns the share of all
-// the time that this is.
-func consume(batches iter.Seq2[*tiers.Batch, error]) (float64, error) {
-	var begun time.Time
+// fed is how an accelerator was fed, in each round: shares of the time.
+type fed struct {
+	busy    []float64 // compute, as long as it ought to take
+	stalled []float64 // waiting for a batch
+}
+
+// consume takes the accelerator's time for each batch. What is neither busy nor
+// stalled is by how much the clock that stands for the accelerator was late.
+func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
+	var begun, done time.Time
+	var stalled time.Duration
 	n := 0
 	for b, err := range batches {
 		if err != nil {
-			return 0, err
+			return err
 		}
 		if n++; n == settling+1 {
 			begun = time.Now()
+		} else if n > settling {
+			stalled += time.Since(done)
 		}
 		if b.Record.NumRows() != coldBytes/8 {
-			return 0, fmt.Errorf("a batch of %d rows", b.Record.NumRows())
+			return fmt.Errorf("a batch of %d rows", b.Record.NumRows())
 		}
 		<-time.After(compute) // an accelerator leaves the processors alone
+		done = time.Now()
 	}
 	if n != coldBatches {
-		return 0, fmt.Errorf("%d of %d batches", n, coldBatches)
+		return fmt.Errorf("%d of %d batches", n, coldBatches)
 	}
-	return float64((coldBatches-settling)*compute) / float64(time.Since(begun)), nil
+	wall := float64(done.Sub(begun))
+	f.busy = append(f.busy, float64((coldBatches-settling)*compute)/wall)
+	f.stalled = append(f.stalled, float64(stalled)/wall)
+	return nil
 }
 
 // coldDataset is a dataset of which a store has the cold copies alone.

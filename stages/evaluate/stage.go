@@ -20,6 +20,14 @@ type Stage struct {
 	Registry train.Registry // nil: the task's
 }
 
+// Forecast implements stages.Forecaster.
+func (s *Stage) Forecast(task *stages.Task, _ stages.Binding) (from, to uint64, err error) {
+	if s.Window == nil {
+		return train.FromTo(task)
+	}
+	return s.Window(task)
+}
+
 // Run implements stages.Stage.
 func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 	window, kinds, registry := s.Window, s.Kinds, s.Registry

@@ -60,6 +60,14 @@ func HoldoutOf(v models.Version) (from, to uint64, err error) {
 	return from, to, nil
 }
 
+// Forecast implements stages.Forecaster.
+func (s *Stage) Forecast(task *stages.Task, _ stages.Binding) (from, to uint64, err error) {
+	if s.Window == nil {
+		return FromTo(task)
+	}
+	return s.Window(task)
+}
+
 // Run implements stages.Stage. The notes name what was made: "model", "version".
 func (s *Stage) Run(ctx context.Context, task *stages.Task) error {
 	window := s.Window

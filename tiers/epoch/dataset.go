@@ -40,6 +40,7 @@ type Config struct {
 	Workers   int    // default 1
 	Worker    int    // which of them this is, from 0
 	Prefetch  prefetch.Config
+	Stats     *prefetch.Stats // counts what Dataset.Stats does of reading ahead, for several datasets; nil: nobody wants to know
 	// Allocator takes the batches that are put together from several; default the Go
 	// heap.
 	Allocator memory.Allocator
@@ -77,7 +78,7 @@ type Dataset struct {
 	batches uint64 // from cfg.From
 
 	rows     []atomic.Int64 // of each batch, and 1; 0: not looked up yet
-	prefetch prefetch.Stats
+	prefetch *prefetch.Stats
 	copied   atomic.Int64
 	handed   atomic.Uint64
 }
@@ -108,6 +109,9 @@ func Open(ctx context.Context, store Store, dataset string, cfg Config) (*Datase
 		return nil, fmt.Errorf("%w: %s has %d, batches %d to before %d are asked for: wait for them, or ask for fewer", ErrShort, dataset, head.Next, cfg.From, cfg.To)
 	}
 	d := &Dataset{store: store, name: dataset, cfg: cfg, batches: cfg.To - cfg.From}
+	if d.prefetch = new(prefetch.Stats); cfg.Stats != nil {
+		d.prefetch = cfg.Stats.Part()
+	}
 	d.rows = make([]atomic.Int64, d.batches)
 	return d, nil
 }

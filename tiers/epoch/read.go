@@ -35,7 +35,7 @@ func (d *Dataset) Resume(ctx context.Context, from Position) iter.Seq2[*Batch, e
 			return
 		}
 		r := &reader{d: d, from: from}
-		next, stop := iter.Pull2(prefetch.Batches(ctx, d.store, r.refs(ctx), d.cfg.Prefetch, &d.prefetch))
+		next, stop := iter.Pull2(prefetch.Batches(ctx, d.store, r.refs(ctx), d.cfg.Prefetch, d.prefetch))
 		defer stop()
 		r.next = next
 		for p, err := range d.plan(ctx, from) {
