@@ -305,11 +305,11 @@ func (r *replay) run(ctx context.Context, desk *stokehold.PolicyDesk) error {
 			continue
 		}
 		r.events++
-		before, err := r.before.Evaluate(ctx, events.OnPublish, ev.Time(), ev)
+		before, err := r.before.Decide(ctx, events.OnPublish, ev.Time(), ev)
 		if err != nil {
 			return err
 		}
-		after, err := r.after.Evaluate(ctx, events.OnPublish, ev.Time(), ev)
+		after, err := r.after.Decide(ctx, events.OnPublish, ev.Time(), ev)
 		if err != nil {
 			return err
 		}
