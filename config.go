@@ -20,6 +20,7 @@ type Config struct {
 	S3       S3     // without an endpoint there is no cold tier
 	Flight   Flight // without it, batches travel between hosts through the object store alone
 	Audit    Audit  // checkpoints of the decision log
+	Place    Place  // what kind of workers this process hosts, and where
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string

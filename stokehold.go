@@ -331,7 +331,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise,
+		Peers: nearestFirst(local, remote.resolver), Advertise: remote.advertise, Routed: a.sendTo,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -432,7 +432,7 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 		},
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
-		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
+		TaskQueue: a.cfg.Temporal.TaskQueue, Class: a.cfg.Place.Class, Region: a.cfg.Place.Region, Seed: cfg.Seed, Logger: a.cfg.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -33,6 +33,7 @@ type Store struct {
 	peers peers
 	// advertise is the flight URI of this store's host, "" if it has none.
 	advertise string
+	routed    func(ctx context.Context, ref arrowio.Ref, tier arrowio.Tier) error
 
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
@@ -121,7 +122,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
-	s.advertise = cfg.Advertise
+	s.advertise, s.routed = cfg.Advertise, cfg.Routed
 	var err error
 	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}

@@ -73,6 +73,8 @@ type stageRun struct {
 	failure  stageFailure
 	assigned stages.Assignment
 	wait     approvalWait // of one that is or was parked
+	place    Place        // where governance sent it, beside what holds for the run
+	moves    int          // how often it did
 }
 
 // runPipeline is the workflow stokehold.pipeline.
@@ -152,15 +154,15 @@ func (in *interpreter) schedule(ctx workflow.Context) error {
 			if s.state != waiting || !in.ready(s) {
 				continue
 			}
-			a := s.assigned // as it was, if people were asked meanwhile
-			if s.wait.parks == 0 {
+			a := s.assigned // as it was, if people were asked meanwhile, or it was sent elsewhere
+			if s.wait.parks == 0 && s.moves == 0 {
 				var err error
 				if a, err = in.assign(ctx, s); err != nil {
 					return err
 				}
 			}
 			s.assigned, s.state, s.started, again = a, running, workflow.Now(ctx), true
-			s.future = executeAssignment(ctx, a, s.def.Name, s.def.timeout(), s.def.attempts(), in.queue)
+			s.future = executeAssignment(ctx, a, s.def.Name, s.def.timeout(), s.def.attempts(), in.queueOf(ctx, s))
 		}
 	}
 	in.show(ctx)
@@ -287,6 +289,8 @@ func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
 		s.state = stopped
 	case in.mayPark(s):
 		s.state = parking
+	case in.mayMove(ctx, s):
+		s.state, s.ended = waiting, time.Time{}
 	default:
 		s.state = failed
 		s.failure = failureOf(s.def.Name, s.err)

@@ -88,6 +88,7 @@ func settings(cfg config.Config) stokehold.Config {
 			Dir: cfg.Audit.Dir, KeyFile: cfg.Audit.KeyFile, Origin: cfg.Audit.Origin,
 			MaxEntries: cfg.Audit.MaxEntries, MaxDelay: cfg.Audit.MaxDelay,
 		},
+		Place:    stokehold.Place{Class: cfg.Worker.Class, Region: cfg.Worker.Region},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Actors: cfg.Actors, Key: cfg.StampKey,

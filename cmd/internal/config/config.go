@@ -43,6 +43,7 @@ type Config struct {
 	Flight   Flight   `koanf:"flight" json:"flight"`
 	Hot      Hot      `koanf:"hot" json:"hot"`
 	Audit    Audit    `koanf:"audit" json:"audit"`
+	Worker   Worker   `koanf:"worker" json:"worker"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
@@ -116,6 +117,12 @@ type Audit struct {
 	MaxDelay   time.Duration `koanf:"max_delay" json:"max_delay,omitempty"`
 }
 
+// Worker says what kind of workers this process hosts, and where.
+type Worker struct {
+	Class  string `koanf:"class" json:"class,omitempty"`
+	Region string `koanf:"region" json:"region,omitempty"`
+}
+
 // Hot is the shared memory that batches are kept in. Zero values take the
 // defaults of stokehold.Config.
 type Hot struct {
@@ -137,6 +144,7 @@ func defaults() map[string]any {
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
 		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
 		"audit.key_file": "", "audit.origin": "", "audit.max_entries": 0, "audit.max_delay": "0s",
+		"worker.class": "", "worker.region": "",
 		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "actors": "", "actor": "", "stamp_key": "",
 	}
 }
