@@ -66,9 +66,10 @@ type App struct {
 	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
 	Flight *flight.Server
 
-	cfg     Config
-	nc      *nats.Conn
-	closers []func(context.Context) error // run last to first
+	cfg      Config
+	nc       *nats.Conn
+	refusals chan bundle.Refusal           // of policy bundles, to be published
+	closers  []func(context.Context) error // run last to first
 }
 
 // Option extends an App.
@@ -226,6 +227,9 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	a.onClose(a.Bus.Close)
+	if a.refusals != nil {
+		a.tellRefusals()
+	}
 	return nil
 }
 

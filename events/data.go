@@ -122,6 +122,15 @@ type ModelPromoted struct {
 	Metrics  map[string]float64 `json:"metrics,omitempty"`
 }
 
+// PolicyRefused is the data of TypePolicyRefused.
+type PolicyRefused struct {
+	Bundle   string `json:"bundle"`
+	Revision int64  `json:"revision"`           // of the store; 0: the store has none any more
+	Process  string `json:"process"`            // HOST/PID that refuses it
+	InForce  string `json:"in_force,omitempty"` // version that stays; "": that of the files
+	Reason   string `json:"reason"`
+}
+
 // ModelRefused is the data of TypeModelRefused.
 type ModelRefused struct {
 	Model    string `json:"model"`
