@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -33,10 +35,14 @@ func (s *Store) openEntry(ctx context.Context, e *entry, toArena bool) (*Batch, 
 	if err != nil {
 		return nil, err
 	}
+	return s.openWithout(ctx, e.Ref, columns, toArena)
+}
+
+func (s *Store) openWithout(ctx context.Context, ref arrowio.Ref, columns events.Columns, toArena bool) (*Batch, error) {
 	if columns.IsZero() {
-		return s.open(ctx, e.Ref, toArena)
+		return s.open(ctx, ref, toArena)
 	}
-	b, err := s.open(ctx, e.Ref, false)
+	b, err := s.open(ctx, ref, false)
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +54,62 @@ func (s *Store) openEntry(ctx context.Context, e *entry, toArena bool) (*Batch, 
 	}
 	defer rec.Release()
 	return s.copyFor(ctx, b, rec)
+}
+
+// columnsOf looks up what governance takes out of a batch; nothing, of one that is
+// not in the catalog. What was committed stays as it is, and is remembered.
+func (s *Store) columnsOf(ctx context.Context, dataset string, seq uint64) (events.Columns, error) {
+	id := batchPlace{dataset, seq}
+	if c, ok := s.takenOut.get(id); ok {
+		return c, nil
+	}
+	e, err := s.entry(ctx, dataset, seq, true)
+	if errors.Is(err, ErrNotFound) {
+		return events.Columns{}, nil
+	}
+	var c events.Columns
+	if err == nil {
+		c, err = e.columns()
+	}
+	if err != nil {
+		return c, err
+	}
+	// Before the head has moved past it, another writer may put another entry there.
+	if head, _, err := s.head(ctx, dataset); err == nil && seq < head.Next {
+		s.takenOut.put(id, c)
+	}
+	return c, nil
+}
+
+// batchPlace names a batch.
+type batchPlace struct {
+	dataset  string
+	sequence uint64
+}
+
+// maxTakenOut bounds takenOut. What it holds is small where nothing is taken out.
+const maxTakenOut = 4096
+
+// takenOut remembers what is taken out of batches.
+type takenOut struct {
+	mu sync.Mutex
+	of map[batchPlace]events.Columns
+}
+
+func (t *takenOut) get(id batchPlace) (events.Columns, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, ok := t.of[id]
+	return c, ok
+}
+
+func (t *takenOut) put(id batchPlace, c events.Columns) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of == nil || len(t.of) >= maxTakenOut {
+		t.of = make(map[batchPlace]events.Columns)
+	}
+	t.of[id] = c
 }
 
 // copyFor puts a record in the arena for one reader: unlike what bring makes it is not

@@ -53,6 +53,7 @@ type Store struct {
 	leaseTTL   time.Duration
 	moves      moves
 	healing    keyed
+	takenOut   takenOut
 	background sync.WaitGroup
 	finished   bell // rung when a stage of this process has finished with a dataset
 
