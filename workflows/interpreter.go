@@ -60,6 +60,7 @@ type interpreter struct {
 	byName map[string]*stageRun // for lookups only: never ranged over
 	failed *stageRun            // that failed first
 	told   map[string]int       // signals by approval; nil: nothing waited for one yet
+	start  *stageRun            // the run's start, where people must approve that; otherwise nil
 }
 
 type stageRun struct {
@@ -90,7 +91,7 @@ func runPipeline(ctx workflow.Context, args runArgs) (RunResult, error) {
 	}
 	start := workflow.Now(ctx)
 	in.show(ctx)
-	err := in.publishStarted(ctx)
+	err := in.begin(ctx)
 	if err == nil {
 		err = in.loop(ctx)
 	}
