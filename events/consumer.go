@@ -462,7 +462,7 @@ func (c *Consumer) settle(r *received, err error) {
 // again, after it has waited for that.
 func (c *Consumer) retryHere(rs []*received, err error) bool {
 	var t *terminal
-	var some Refused
+	var some RefusedError
 	if !c.feed.order || err == nil || errors.As(err, &t) || errors.As(err, &some) {
 		return false
 	}
@@ -577,7 +577,7 @@ func (c *Consumer) handleBatch(h BatchHandler, rs []*received) {
 		}
 		err = h(c.hard, ds)
 	}
-	var some Refused
+	var some RefusedError
 	if errors.As(err, &some) {
 		for i, r := range rs {
 			c.settle(r, some.of(i))

@@ -130,13 +130,13 @@ type Handler func(ctx context.Context, d Delivery) error
 // order; its result applies to all of them.
 type BatchHandler func(ctx context.Context, ds []Delivery) error
 
-// Refused is what a BatchHandler returns that has handled its events but for some,
+// RefusedError is what a BatchHandler returns that has handled its events but for some,
 // by index, which are not worth a retry: these are dead-lettered, the others
 // acknowledged.
-type Refused map[int]error
+type RefusedError map[int]error
 
 // Error implements error.
-func (r Refused) Error() string {
+func (r RefusedError) Error() string {
 	for _, i := range slices.Sorted(maps.Keys(r)) {
 		return fmt.Sprintf("%d event(s) refused, the first since: %v", len(r), r[i])
 	}
@@ -144,7 +144,7 @@ func (r Refused) Error() string {
 }
 
 // of is what became of the event at an index of a batch.
-func (r Refused) of(i int) error {
+func (r RefusedError) of(i int) error {
 	if err, ok := r[i]; ok {
 		return Terminate(err)
 	}

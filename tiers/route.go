@@ -31,8 +31,11 @@ func (s *Store) tierOf(ev *events.Event, hot bool) (arrowio.Tier, error) {
 // send has the batch moved to where its event says.
 func (s *Store) send(ctx context.Context, ref arrowio.Ref, ev *events.Event) error {
 	route, err := events.RouteOf(ev)
-	if err != nil || arrowio.Tier(route.Tier) != arrowio.Cold || s.routed == nil {
-		return nil // of an earlier process, which could: the commit stands
+	if err != nil {
+		return fmt.Errorf("committed, but it is not known where it belongs: %w", err)
+	}
+	if arrowio.Tier(route.Tier) != arrowio.Cold || s.routed == nil {
+		return nil // a process that could not do it does not commit it: see tierOf
 	}
 	if err := s.routed(ctx, ref, arrowio.Cold); err != nil {
 		return fmt.Errorf("committed, but not on its way to the cold tier: %w", err)

@@ -91,7 +91,7 @@ func (b *bridge) handle(ctx context.Context, ds []events.Delivery) error {
 	var order []keyed
 	groups := make(map[keyed][]*events.Event)
 	at := make(map[keyed][]int)
-	refused := events.Refused{}
+	refused := events.RefusedError{}
 	for i := range ds {
 		e := &ds[i].Event
 		key, ok, err := b.concerns(ctx, e)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -54,7 +55,7 @@ func auditRates(ctx context.Context, rounds, messages int, sync bool) (rates [au
 	for round := range rounds {
 		for k := range auditings {
 			how := (k + auditing(round)) % auditings
-			p := publishing{url: srv.ClientURL(), prefix: fmt.Sprintf("bench-%d-%d", round, how), dir: filepath.Join(dir, fmt.Sprint(round))}
+			p := publishing{url: srv.ClientURL(), prefix: fmt.Sprintf("bench-%d-%d", round, how), dir: filepath.Join(dir, strconv.Itoa(round))}
 			rate, err := p.rate(ctx, how, messages)
 			if err != nil {
 				return rates, err
