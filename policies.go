@@ -57,6 +57,8 @@ func (a *App) openPolicies(ctx context.Context, o options) (*governance.PolicySe
 		Dir: a.cfg.StateDir, ReadOnly: o.observing,
 	}
 	if !o.observing {
+		a.refusals = make(chan bundle.Refusal, maxRefusals)
+		cfg.OnRefuse = a.refused
 		cfg.OnSwap = func(set *governance.PolicySet) error {
 			_, err := a.acceptedPolicies(set, false)
 			return err

@@ -68,11 +68,12 @@ type App struct {
 	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
 	Flight *flight.Server
 
-	cfg     Config
-	hosting atomic.Pointer[hosted]
-	nc      *nats.Conn
-	working runtimes
-	closers []func(context.Context) error // run last to first
+	cfg      Config
+	hosting  atomic.Pointer[hosted]
+	nc       *nats.Conn
+	refusals chan bundle.Refusal // of policy bundles, to be published
+	working  runtimes
+	closers  []func(context.Context) error // run last to first
 }
 
 // Option extends an App.
@@ -233,6 +234,9 @@ func (a *App) openBus(ctx context.Context, o options) error {
 		return err
 	}
 	a.onClose(a.Bus.Close)
+	if a.refusals != nil {
+		a.tellRefusals()
+	}
 	return nil
 }
 
@@ -345,7 +349,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -438,7 +442,7 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets,
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
-		TaskQueue: a.cfg.Temporal.TaskQueue, Seed: cfg.Seed, Logger: a.cfg.Log,
+		TaskQueue: a.cfg.Temporal.TaskQueue, Class: a.cfg.Worker.Class, Region: a.cfg.Worker.Region, Seed: cfg.Seed, Logger: a.cfg.Log,
 	})
 	if err != nil {
 		return nil, err

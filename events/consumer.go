@@ -462,7 +462,8 @@ func (c *Consumer) settle(r *received, err error) {
 // again, after it has waited for that.
 func (c *Consumer) retryHere(rs []*received, err error) bool {
 	var t *terminal
-	if !c.feed.order || err == nil || errors.As(err, &t) {
+	var some RefusedError
+	if !c.feed.order || err == nil || errors.As(err, &t) || errors.As(err, &some) {
 		return false
 	}
 	if c.in.maxDeliver > 0 && rs[0].deliveries >= c.in.maxDeliver {
@@ -575,6 +576,13 @@ func (c *Consumer) handleBatch(h BatchHandler, rs []*received) {
 			ds[i] = r.delivery()
 		}
 		err = h(c.hard, ds)
+	}
+	var some RefusedError
+	if errors.As(err, &some) {
+		for i, r := range rs {
+			c.settle(r, some.of(i))
+		}
+		return
 	}
 	for _, r := range rs {
 		c.settle(r, err)

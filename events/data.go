@@ -152,6 +152,15 @@ type ModelPromoted struct {
 	Place    *Place             `json:"place,omitempty"` // of a champion: where it serves; absent: not known
 }
 
+// PolicyRefused is the data of TypePolicyRefused.
+type PolicyRefused struct {
+	Bundle   string `json:"bundle"`
+	Revision int64  `json:"revision"`           // of the store; 0: the store has none any more
+	Process  string `json:"process"`            // HOST/PID that refuses it
+	InForce  string `json:"in_force,omitempty"` // version that stays; "": that of the files
+	Reason   string `json:"reason"`
+}
+
 // ModelRefused is the data of TypeModelRefused.
 type ModelRefused struct {
 	Model    string `json:"model"`

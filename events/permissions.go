@@ -26,6 +26,9 @@ const (
 	RolePolicyAuthor Role = "policy-author"
 	// RoleBudgetAuthor sets what runs may spend, and puts that on record.
 	RoleBudgetAuthor Role = "budget-author"
+	// RoleApprover is a person who answers requests for approval: it reads them, and
+	// writes its own votes. It cannot make consumers either.
+	RoleApprover Role = "approver"
 )
 
 // Access is a user of a bus, for Permissions.
@@ -34,9 +37,11 @@ type Access struct {
 	Role   Role
 	// Durables are the consumers of a RoleComponent, at least one.
 	Durables []string
+	// Actor is who a RoleApprover votes as.
+	Actor string
 	// Inbox is the prefix of the user's inboxes, which its connections must use too
 	// (nats.CustomInboxPrefix): whoever may read another's inboxes reads what that
-	// one reads. Default _INBOX_ROLE.
+	// one reads. Default _INBOX_ROLE, of an approver _INBOX_ROLE_ACTOR.
 	Inbox string
 }
 
@@ -50,7 +55,11 @@ type Grants struct {
 // Permissions returns the least subjects that a user needs. The error tells all
 // faults at once.
 func Permissions(a Access) (Grants, error) {
-	a.Prefix, a.Inbox = cmp.Or(a.Prefix, DefaultPrefix), cmp.Or(a.Inbox, "_INBOX_"+string(a.Role))
+	inbox := "_INBOX_" + string(a.Role)
+	if a.Role == RoleApprover {
+		inbox += "_" + ActorToken(a.Actor)
+	}
+	a.Prefix, a.Inbox = cmp.Or(a.Prefix, DefaultPrefix), cmp.Or(a.Inbox, inbox)
 	var faults []error
 	faults = append(faults, checkPrefix(a.Prefix))
 	if strings.ContainsAny(a.Inbox, " \t\r\n*>") || strings.HasSuffix(a.Inbox, ".") || strings.HasPrefix(a.Inbox, "$") {
@@ -58,6 +67,9 @@ func Permissions(a Access) (Grants, error) {
 	}
 	if (len(a.Durables) > 0) != (a.Role == RoleComponent) {
 		faults = append(faults, fmt.Errorf("role %q with %d durable consumers: a component names those it reads by, others none", a.Role, len(a.Durables)))
+	}
+	if (a.Actor != "") != (a.Role == RoleApprover) || len(a.Actor) > maxNameBytes {
+		faults = append(faults, fmt.Errorf("role %q with the actor %.80q: an approver is one, of at most %d bytes, others none", a.Role, a.Actor, maxNameBytes))
 	}
 	for _, d := range a.Durables {
 		faults = append(faults, checkDurable(d))
@@ -75,8 +87,10 @@ func Permissions(a Access) (Grants, error) {
 	case RoleBudgetAuthor:
 		g.author(g.n.budgets())
 		g.readsBucket(g.n.usage())
+	case RoleApprover:
+		g.approver(a.Actor)
 	default:
-		faults = append(faults, fmt.Errorf("role %q: want one of %s, %s, %s, %s, %s", a.Role, RoleGate, RoleComponent, RoleAuditor, RolePolicyAuthor, RoleBudgetAuthor))
+		faults = append(faults, fmt.Errorf("role %q: want one of %s, %s, %s, %s, %s, %s", a.Role, RoleGate, RoleComponent, RoleAuditor, RolePolicyAuthor, RoleBudgetAuthor, RoleApprover))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return Grants{}, &Error{Op: "permissions", Err: fmt.Errorf("%w: %w", ErrConfig, err)}
@@ -91,8 +105,9 @@ func (n names) decisions() string { return n.stream("DECISIONS") }
 func (n names) policies() string  { return n.prefix + "_policies" }
 func (n names) budgets() string   { return n.prefix + "_budgets" }
 func (n names) usage() string     { return n.prefix + "_usage" }
+func (n names) approvals() string { return n.prefix + "_approvals" }
 func (n names) buckets() []string {
-	return []string{n.prefix + "_catalog", n.prefix + "_models", n.prefix + "_approvals", n.usage()}
+	return []string{n.prefix + "_catalog", n.prefix + "_models", n.approvals(), n.usage()}
 }
 
 // granting collects subjects to publish to.
@@ -148,6 +163,28 @@ func (g *granting) author(b string) {
 	// it must be.
 	g.keeps(g.n.decisions())
 	g.allow("$KV."+b+".>", g.n.prefix+".decision.allow", "$JS.API.STREAM.INFO."+g.n.decisions())
+}
+
+// approver is what one person's votes take: the keys of all requests are read as the
+// subjects of the stream, since a consumer of it could deliver to any subject.
+func (g *granting) approver(actor string) {
+	s := "KV_" + g.n.approvals()
+	g.allow("$KV."+g.n.approvals()+".vote.*."+ActorToken(actor), "$JS.API.STREAM.INFO."+s, "$JS.API.DIRECT.GET."+s+".>", "$SYS.REQ.USER.INFO")
+}
+
+// ActorToken writes an actor's name as one token of a subject or a key: letters,
+// digits and - as they are, and any other byte as = and two hexadecimal digits.
+func ActorToken(actor string) string {
+	var b strings.Builder
+	for i := range len(actor) {
+		c := actor[i]
+		if c == '-' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	return b.String()
 }
 
 // keeps lets a user create a stream and change how it is kept; not delete or

@@ -48,12 +48,21 @@ func TestPermissionsTellAllFaults(t *testing.T) {
 	if _, err := events.Permissions(events.Access{Role: events.RoleComponent}); err == nil {
 		t.Error("a component of no consumer")
 	}
+	if _, err := events.Permissions(events.Access{Role: events.RoleApprover}); err == nil {
+		t.Error("an approver who is nobody")
+	}
+	if _, err := events.Permissions(events.Access{Role: events.RoleAuditor, Actor: "ann"}); err == nil {
+		t.Error("an auditor who votes")
+	}
 }
 
 // No role may do everything, and nobody but the gate may write events.
 func TestPermissionsAreLeast(t *testing.T) {
-	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor, events.RoleBudgetAuthor} {
+	for _, role := range []events.Role{events.RoleGate, events.RoleComponent, events.RoleAuditor, events.RolePolicyAuthor, events.RoleBudgetAuthor, events.RoleApprover} {
 		a := events.Access{Role: role}
+		if role == events.RoleApprover {
+			a.Actor = "ann"
+		}
 		if role == events.RoleComponent {
 			a.Durables = []string{"d"}
 		}
@@ -71,6 +80,8 @@ func TestPermissionsAreLeast(t *testing.T) {
 				t.Errorf("%s may write policies: %s", role, s)
 			case strings.HasPrefix(s, "$KV.stokehold_budgets.") && role != events.RoleBudgetAuthor, strings.HasPrefix(s, "$KV.stokehold_usage.") && role != events.RoleGate:
 				t.Errorf("%s may write budgets: %s", role, s)
+			case strings.Contains(s, "CONSUMER.CREATE") && (role == events.RoleComponent || role == events.RoleApprover):
+				t.Errorf("%s may have the server write anywhere: %s", role, s)
 			case strings.Contains(s, "STREAM.DELETE") || strings.Contains(s, "STREAM.PURGE"):
 				t.Errorf("%s may take records away: %s", role, s)
 			}

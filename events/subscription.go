@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -127,6 +129,27 @@ type Handler func(ctx context.Context, d Delivery) error
 // BatchHandler handles up to Subscription.MaxBatch events at once, in stream
 // order; its result applies to all of them.
 type BatchHandler func(ctx context.Context, ds []Delivery) error
+
+// RefusedError is what a BatchHandler returns that has handled its events but for some,
+// by index, which are not worth a retry: these are dead-lettered, the others
+// acknowledged.
+type RefusedError map[int]error
+
+// Error implements error.
+func (r RefusedError) Error() string {
+	for _, i := range slices.Sorted(maps.Keys(r)) {
+		return fmt.Sprintf("%d event(s) refused, the first since: %v", len(r), r[i])
+	}
+	return "no event refused"
+}
+
+// of is what became of the event at an index of a batch.
+func (r RefusedError) of(i int) error {
+	if err, ok := r[i]; ok {
+		return Terminate(err)
+	}
+	return nil
+}
 
 // Terminate marks err as not worth a retry: the event is dead-lettered.
 func Terminate(err error) error {

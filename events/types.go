@@ -33,6 +33,7 @@ const (
 	TypeApprovalRequested  = "approval.requested"
 	TypeApprovalDecided    = "approval.decided"
 	TypeBudgetExhausted    = "budget.exhausted"
+	TypePolicyRefused      = "policy.refused"
 )
 
 // maxTypeBytes bounds the name of an event type: it is part of every subject.
@@ -73,6 +74,7 @@ func standardTypes() []Type {
 		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},
 		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},
 		{TypeApprovalRequested, "People are asked to approve an event", asked, "governance/approval", ApprovalRequested{}},
+		{TypePolicyRefused, "A process does not take the newest policy bundle, and goes on with those that it has", "bundle", "stokehold", PolicyRefused{}},
 		{TypeApprovalDecided, "A request for approval is decided, or expired undecided", asked, "governance/approval", ApprovalDecided{}},
 		{TypeBudgetExhausted, "A stage has nothing left to use, and waits for a budget", run, "workflows", BudgetExhausted{}},
 	}

@@ -310,10 +310,9 @@ func (j *judging) finish(st *engineState, p *pendingStamp) {
 func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at events.Point, now time.Time, ev *events.Event, v *events.Verdict) {
 	c, _ := contextOf(ev)
 	if c == nil {
-		j.decisions = append(j.decisions, Decision{
-			ID: invalidID(st, at, ev), Time: now, Point: at, Action: events.Deny, Code: CodeInvalid, Digest: st.policy.short,
-			Reason: "not a CloudEvents 1.0 event", EventID: shorten(idOf(ev), maxReasonBytes), Type: shorten(typeOf(ev), maxReasonBytes),
-		})
+		d := notAnEvent(at, now, st.policy.short, ev)
+		d.ID = invalidID(st, at, ev)
+		j.decisions = append(j.decisions, d)
 		*v = verdictOf(&j.decisions[len(j.decisions)-1])
 		return
 	}
@@ -353,20 +352,11 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		j.eventDigest(&digest, c, source, &ext, data)
 	}
 
-	j.decisions = append(j.decisions, Decision{
-		Time: now, Point: at, Action: events.Allow, Digest: st.policy.short,
-		EventID: c.ID, Type: c.Type, Source: source, Subject: deref(c.Subject), Pipeline: ext.pipeline, Run: ext.run, Actor: ext.actor,
-	})
+	j.decisions = append(j.decisions, newDecision(at, now, st.policy.short, c, source, &ext))
 	d := &j.decisions[len(j.decisions)-1]
 	out := outcome{ext: ext}
 	switch {
-	case c.ID == "" || c.Type == "" || source == "":
-		refuse(d, events.Deny, CodeInvalid, "id, type and source are required")
-	case tooLarge(c, source, &ext):
-		refuse(d, events.Deny, CodeInvalid, "an attribute exceeds the limit of 8 KiB")
-		trimAttributes(d)
-	case len(data) > events.MaxDataBytes:
-		refuse(d, events.Deny, CodeInvalid, "the data exceed 64 KiB; send them by reference (dataref)")
+	case refuseInvalid(d, c, source, &ext, data):
 	case at == events.OnReceive && absent:
 		refuse(d, events.Quarantine, CodeUnstamped, "the event was never judged: it has no stamp")
 	case at == events.OnReceive && !wellFormed:
@@ -386,7 +376,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		s.reset(ctx, c, source, ext, data, st.set.limits)
 		s.ev = ev
 		s.judge(st.set, d, current)
-		out = s.settle(st.set, d, j)
+		out = s.settle(st.set, d, &j.scratch)
 		if d.Type == events.TypeLabelDeclassified && d.Action == events.Allow && d.Reason == "" {
 			d.Reason = declassified(data)
 		}
@@ -412,6 +402,37 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 	}
 	*v = verdictOf(d)
 	v.Approval = out.need
+}
+
+// newDecision is what allows an event until something says otherwise; it has no id.
+func newDecision(at events.Point, now time.Time, policy string, c *event.EventContextV1, source string, ext *attributes) Decision {
+	return Decision{
+		Time: now, Point: at, Action: events.Allow, Digest: policy,
+		EventID: c.ID, Type: c.Type, Source: source, Subject: deref(c.Subject), Pipeline: ext.pipeline, Run: ext.run, Actor: ext.actor,
+	}
+}
+
+func notAnEvent(at events.Point, now time.Time, policy string, ev *events.Event) Decision {
+	return Decision{
+		Time: now, Point: at, Action: events.Deny, Code: CodeInvalid, Digest: policy,
+		Reason: "not a CloudEvents 1.0 event", EventID: shorten(idOf(ev), maxReasonBytes), Type: shorten(typeOf(ev), maxReasonBytes),
+	}
+}
+
+// refuseInvalid refuses what no policy may see.
+func refuseInvalid(d *Decision, c *event.EventContextV1, source string, ext *attributes, data []byte) bool {
+	switch {
+	case c.ID == "" || c.Type == "" || source == "":
+		refuse(d, events.Deny, CodeInvalid, "id, type and source are required")
+	case tooLarge(c, source, ext):
+		refuse(d, events.Deny, CodeInvalid, "an attribute exceeds the limit of 8 KiB")
+		trimAttributes(d)
+	case len(data) > events.MaxDataBytes:
+		refuse(d, events.Deny, CodeInvalid, "the data exceed 64 KiB; send them by reference (dataref)")
+	default:
+		return false
+	}
+	return true
 }
 
 // judge evaluates the policies that match the event and writes the outcome to

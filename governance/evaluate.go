@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"cel.dev/cel-go/common/types"
+
 	"github.com/stokehold/stokehold/events"
 )
 
@@ -20,6 +22,8 @@ type Evaluator struct {
 	log    lastLog
 	now    time.Time
 	after  *events.Event // the last event, as the judge left it
+
+	scratch scratch
 }
 
 // NewEvaluator returns an Evaluator of the set.
@@ -68,6 +72,40 @@ func (e *Evaluator) Evaluate(ctx context.Context, at events.Point, now time.Time
 	}
 	e.after = ev
 	return e.log.last, nil
+}
+
+// Decide is Evaluate for those who want the decision alone: the decision has no ID,
+// for which the event would have to be digested, and nothing is made of what rules
+// do to the event. The event is neither copied nor changed.
+func (e *Evaluator) Decide(ctx context.Context, at events.Point, now time.Time, ev *events.Event) (Decision, error) {
+	if ev == nil {
+		return Decision{}, fmt.Errorf("%w: there is no event to evaluate", ErrConfig)
+	}
+	if at != events.OnPublish && at != events.OnReceive {
+		return Decision{}, fmt.Errorf("%w: unknown point %q", ErrConfig, at)
+	}
+	now = now.UTC()
+	c, ok := contextOf(ev)
+	if !ok {
+		return notAnEvent(at, now, e.set.ref.short, ev), nil
+	}
+	source, ext, data := sourceString(&c.Source.URL), readAttributes(c), ev.DataEncoded
+	ext.route, ext.columns, ext.approval, ext.released = "", "", "", "" // the Judge's alone
+	d := newDecision(at, now, e.set.ref.short, c, source, &ext)
+	if refuseInvalid(&d, c, source, &ext, data) {
+		return d, nil
+	}
+	s := statePool.Get().(*evalState)
+	defer s.release()
+	s.engine, s.ev, s.letGo = e.engine, ev, nil
+	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now}, e.engine.deadline, false
+	s.reset(ctx, c, source, ext, data, e.set.limits)
+	s.judge(e.set, &d, false)
+	s.settle(e.set, &d, &e.scratch)
+	if err := ctx.Err(); err != nil { // an evaluation may have been cut short: that is no denial
+		return Decision{}, fmt.Errorf("governance: evaluate on %s: %w", at, err)
+	}
+	return d, nil
 }
 
 // stampBefore stamps an event as a set without policies lets it pass.

@@ -65,6 +65,8 @@ func (x *Explainer) Set() *PolicySet { return x.set }
 type Explanation struct {
 	Decision Decision
 	Policies []PolicyOutcome // all of the set, by name
+	// Facts are the variables of Facts that the policies which match read.
+	Facts []string
 	// Event is the event as the judge leaves it: redacted, routed, stamped by a key
 	// that nobody has.
 	Event *events.Event
@@ -127,17 +129,22 @@ func (x *Explainer) Explain(ctx context.Context, at events.Point, now time.Time,
 	s.reset(ctx, c, sourceString(&c.Source.URL), readAttributes(c), ev.DataEncoded, x.set.limits)
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now.UTC()}, explainTime, false
 	s.ev, s.engine, s.strict = ev, x.decide.engine, x.set.plan(c.Type).data
+	var read [facts]bool
 	for _, p := range x.set.policies {
 		po := PolicyOutcome{Name: p.name, Mode: p.mode, Unmatched: p.unmatched(at, &s.event)}
 		if po.Unmatched == "" {
 			s.use(p.data, p.vars)
 			s.params = p.params
+			for i, found := range p.readsFacts() {
+				read[i] = read[i] || found
+			}
 			for i := range p.rules {
 				po.Rules = append(po.Rules, x.rule(s, p, &p.rules[i], at))
 			}
 		}
 		out.Policies = append(out.Policies, po)
 	}
+	out.Facts = named(read)
 	return out, nil
 }
 

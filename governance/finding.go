@@ -85,7 +85,7 @@ type outcome struct {
 
 // settle asks for approvals, if all else permits the event, applies what rules
 // make of it, and keeps what is redacted out of the decision.
-func (s *evalState) settle(set *PolicySet, d *Decision, j *judging) outcome {
+func (s *evalState) settle(set *PolicySet, d *Decision, j *scratch) outcome {
 	out := outcome{ext: s.event.ext}
 	s.approve(d, j, &out)
 	// What is held is stored, and so without what must not be stored.
@@ -132,7 +132,7 @@ func (f *finding) public() string {
 
 // approve asks for the approvals that rules wait for. Those granted count as held
 // rules; of the others the first decides.
-func (s *evalState) approve(d *Decision, j *judging, out *outcome) {
+func (s *evalState) approve(d *Decision, j *scratch, out *outcome) {
 	for i := range s.waiting {
 		f := &s.waiting[i]
 		if precedence(d.Action) > precedence(events.RequireApproval) {
@@ -172,7 +172,7 @@ func (s *evalState) approve(d *Decision, j *judging, out *outcome) {
 }
 
 // need describes the approval that a finding waits for.
-func (s *evalState) need(f *finding, j *judging) *events.ApprovalNeed {
+func (s *evalState) need(f *finding, j *scratch) *events.ApprovalNeed {
 	c, ext := *s.event.ctx, s.event.ext
 	c.Time = nil
 	ext.cause, ext.route, ext.columns, ext.approval, ext.released = "", "", "", "", ""

@@ -40,8 +40,8 @@ func decodeData(b []byte, t *dataType) (any, error) {
 func decodeValue(b []byte, t *dataType, slab *slab) (celgo.Value, error) {
 	d := jsonDecoder{b: string(b), slab: slab}
 	d.space()
-	v, err := d.value(t, 0)
-	if err != nil {
+	var v celgo.Value
+	if err := d.value(t, 0, &v); err != nil {
 		return v, err
 	}
 	d.space()
@@ -125,63 +125,62 @@ func (d *jsonDecoder) literal(s string) error {
 	return nil
 }
 
-// value reads one value. JSON null gives Absent for a typed value and CEL null for a dyn one.
-func (d *jsonDecoder) value(t *dataType, depth int) (v celgo.Value, err error) {
+// value reads one value to out, in place, since a Value is large. JSON null gives
+// Absent for a typed value and CEL null for a dyn one.
+func (d *jsonDecoder) value(t *dataType, depth int, out *celgo.Value) error {
 	if depth > maxDataDepth {
-		return v, d.errorf("nested deeper than %d", maxDataDepth)
+		return d.errorf("nested deeper than %d", maxDataDepth)
 	}
 	switch c := d.peek(); {
-	case c == 'n':
-		if err := d.literal("null"); err != nil {
-			return v, err
+	case c == '"':
+		s, err := d.string()
+		if err != nil {
+			return err
 		}
-		if t.kind == kindDyn {
-			return celgo.OfNull(), nil
-		}
-		return v, nil
+		return d.convertString(s, t, out)
+	case c == '-' || (c >= '0' && c <= '9'):
+		return d.number(t, out)
 	case c == '{':
 		switch t.kind {
 		case kindObject:
-			return d.object(t, depth)
+			return d.object(t, depth, out)
 		case kindMap:
-			return d.mapOf(t.elem, depth)
+			return d.mapOf(t.elem, depth, out)
 		case kindDyn:
-			return d.mapOf(dynType, depth)
+			return d.mapOf(dynType, depth, out)
 		default:
-			return v, d.mismatch("an object", t)
+			return d.mismatch("an object", t)
 		}
 	case c == '[':
 		switch t.kind {
 		case kindList:
-			return d.list(t.elem, depth)
+			return d.list(t.elem, depth, out)
 		case kindDyn:
-			return d.list(dynType, depth)
+			return d.list(dynType, depth, out)
 		default:
-			return v, d.mismatch("an array", t)
+			return d.mismatch("an array", t)
 		}
-	case c == '"':
-		s, err := d.string()
-		if err != nil {
-			return v, err
+	case c == 'n':
+		*out = celgo.Value{}
+		if t.kind == kindDyn {
+			*out = celgo.OfNull()
 		}
-		return d.convertString(s, t)
+		return d.literal("null")
 	case c == 't', c == 'f':
-		if c == 't' {
-			err = d.literal("true")
-		} else {
-			err = d.literal("false")
+		word := "true"
+		if c == 'f' {
+			word = "false"
 		}
-		if err != nil {
-			return v, err
+		if err := d.literal(word); err != nil {
+			return err
 		}
 		if t.kind != kindBool && t.kind != kindDyn {
-			return v, d.mismatch("a boolean", t)
+			return d.mismatch("a boolean", t)
 		}
-		return celgo.OfBool(c == 't'), nil
-	case c == '-' || (c >= '0' && c <= '9'):
-		return d.number(t)
+		*out = celgo.OfBool(c == 't')
+		return nil
 	default:
-		return v, d.errorf("invalid JSON")
+		return d.errorf("invalid JSON")
 	}
 }
 
@@ -189,42 +188,53 @@ func (d *jsonDecoder) mismatch(got string, t *dataType) error {
 	return d.errorf("%s where %s belongs", got, t.cel)
 }
 
-func (d *jsonDecoder) convertString(s string, t *dataType) (v celgo.Value, err error) {
+func (d *jsonDecoder) convertString(s string, t *dataType, out *celgo.Value) error {
 	switch t.kind {
 	case kindString, kindDyn:
-		return celgo.OfString(s), nil
+		*out = celgo.OfString(s)
 	case kindBytes:
 		raw, err := base64.StdEncoding.DecodeString(s)
 		if err != nil {
-			return v, d.errorf("not base64: %v", err)
+			return d.errorf("not base64: %v", err)
 		}
-		return celgo.OfOther(types.Bytes(raw)), nil
+		*out = celgo.OfOther(types.Bytes(raw))
 	case kindTimestamp:
 		at, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			return v, d.errorf("not an RFC 3339 time")
+			return d.errorf("not an RFC 3339 time")
 		}
-		return celgo.OfTimestamp(at), nil
+		*out = celgo.OfTimestamp(at)
 	default:
-		return v, d.mismatch("a string", t)
+		return d.mismatch("a string", t)
 	}
+	return nil
 }
 
-func (d *jsonDecoder) object(t *dataType, depth int) (celgo.Value, error) {
+func (d *jsonDecoder) object(t *dataType, depth int, out *celgo.Value) error {
 	o := d.slab.object(t)
+	*out = celgo.OfOther(o)
 	var seenBits uint64
 	var seenMore map[int]bool
-	err := d.members(func(key string) error {
-		i := t.find(key)
-		if i < 0 {
-			for j := range t.fields {
-				if strings.EqualFold(t.fields[j].name, key) {
-					return d.errorf("key %q differs from field %q only in case", key, t.fields[j].name)
-				}
-			}
-			_, err := d.value(dynType, depth+1)
+	next := 0 // the field that is to be expected: most writers keep to one order
+	for more, err := d.open('}'); ; more, err = d.more('}') {
+		if !more {
 			return err
 		}
+		key, err := d.key()
+		if err != nil {
+			return err
+		}
+		i := next
+		if i >= len(t.fields) || t.fields[i].name != key {
+			i = t.find(key)
+		}
+		if i < 0 {
+			if err := d.ignored(t, key, depth); err != nil {
+				return err
+			}
+			continue
+		}
+		next = i + 1
 		if i < 64 {
 			if seenBits&(1<<i) != 0 {
 				return d.errorf("duplicate key %q", key)
@@ -239,27 +249,67 @@ func (d *jsonDecoder) object(t *dataType, depth int) (celgo.Value, error) {
 			}
 			seenMore[i] = true
 		}
-		v, err := d.value(t.fields[i].typ, depth+1)
-		if v.Kind() == celgo.Null {
-			v = celgo.Value{}
+		v := &o.vals[i]
+		if err := d.value(t.fields[i].typ, depth+1, v); err != nil {
+			return err
 		}
-		o.vals[i] = v
-		return err
-	})
-	return celgo.OfOther(o), err
+		if v.Kind() == celgo.Null {
+			*v = celgo.Value{}
+		}
+	}
 }
 
-func (d *jsonDecoder) mapOf(elem *dataType, depth int) (celgo.Value, error) {
+// ignored reads the value of a key that the type does not have.
+func (d *jsonDecoder) ignored(t *dataType, key string, depth int) error {
+	for j := range t.fields {
+		if strings.EqualFold(t.fields[j].name, key) {
+			return d.errorf("key %q differs from field %q only in case", key, t.fields[j].name)
+		}
+	}
+	return d.skip(depth + 1)
+}
+
+// skip reads a value of any type.
+func (d *jsonDecoder) skip(depth int) error {
+	var v celgo.Value
+	return d.value(dynType, depth, &v)
+}
+
+func (d *jsonDecoder) mapOf(elem *dataType, depth int, out *celgo.Value) error {
 	m := map[string]any{}
-	err := d.members(func(key string) error {
+	*out = celgo.OfOther(m)
+	for more, err := d.open('}'); ; more, err = d.more('}') {
+		if !more {
+			return err
+		}
+		key, err := d.key()
+		if err != nil {
+			return err
+		}
 		if _, dup := m[key]; dup {
 			return d.errorf("duplicate key %q", key)
 		}
-		v, err := d.value(elem, depth+1)
+		var v celgo.Value
+		if err := d.value(elem, depth+1, &v); err != nil {
+			return err
+		}
 		m[key] = boxed(v)
-		return err
-	})
-	return celgo.OfOther(m), err
+	}
+}
+
+func (d *jsonDecoder) list(elem *dataType, depth int, out *celgo.Value) error {
+	l := []any{}
+	for more, err := d.open(']'); ; more, err = d.more(']') {
+		if !more {
+			*out = celgo.OfOther(l)
+			return err
+		}
+		var v celgo.Value
+		if err := d.value(elem, depth+1, &v); err != nil {
+			return err
+		}
+		l = append(l, boxed(v))
+	}
 }
 
 // boxed returns what a map or list holds for a value: null for one that is absent.
@@ -270,72 +320,53 @@ func boxed(v celgo.Value) any {
 	return v.Boxed()
 }
 
-// members reads an object's members, handing each key to f with the decoder at its
-// value.
-func (d *jsonDecoder) members(f func(key string) error) error {
-	d.i++ // '{'
+// open goes past the bracket that begins an object or array. It is false for one
+// that is empty, whose end it goes past too.
+func (d *jsonDecoder) open(end byte) (more bool, err error) {
+	d.i++
 	d.space()
-	if d.peek() == '}' {
+	if d.peek() == end {
 		d.i++
-		return nil
+		return false, nil
 	}
-	for {
-		if d.peek() != '"' {
-			return d.errorf("invalid JSON: a key must be a string")
-		}
-		key, err := d.string()
-		if err != nil {
-			return err
-		}
-		d.space()
-		if d.peek() != ':' {
-			return d.errorf("invalid JSON: no colon after a key")
-		}
-		d.i++
-		d.space()
-		if err := f(key); err != nil {
-			return err
-		}
-		d.space()
-		switch d.peek() {
-		case ',':
-			d.i++
-			d.space()
-		case '}':
-			d.i++
-			return nil
-		default:
-			return d.errorf("invalid JSON: object not closed")
-		}
-	}
+	return true, nil
 }
 
-func (d *jsonDecoder) list(elem *dataType, depth int) (celgo.Value, error) {
-	d.i++ // '['
+// more goes past what follows a member or element: a comma, or the end, at which
+// it is false.
+func (d *jsonDecoder) more(end byte) (more bool, err error) {
 	d.space()
-	out := []any{}
-	if d.peek() == ']' {
+	switch d.peek() {
+	case ',':
 		d.i++
-		return celgo.OfOther(out), nil
-	}
-	for {
-		v, err := d.value(elem, depth+1)
-		if err != nil {
-			return v, err
-		}
-		out = append(out, boxed(v))
 		d.space()
-		switch d.peek() {
-		case ',':
-			d.i++
-			d.space()
-		case ']':
-			d.i++
-			return celgo.OfOther(out), nil
-		default:
-			return v, d.errorf("invalid JSON: array not closed")
-		}
+		return true, nil
+	case end:
+		d.i++
+		return false, nil
 	}
+	if end == ']' {
+		return false, d.errorf("invalid JSON: array not closed")
+	}
+	return false, d.errorf("invalid JSON: object not closed")
+}
+
+// key reads a member's key and goes to its value.
+func (d *jsonDecoder) key() (string, error) {
+	if d.peek() != '"' {
+		return "", d.errorf("invalid JSON: a key must be a string")
+	}
+	key, err := d.string()
+	if err != nil {
+		return "", err
+	}
+	d.space()
+	if d.peek() != ':' {
+		return "", d.errorf("invalid JSON: no colon after a key")
+	}
+	d.i++
+	d.space()
+	return key, nil
 }
 
 // string reads a string; the result is a part of the input unless that has escapes.
@@ -371,7 +402,7 @@ func (d *jsonDecoder) string() (string, error) {
 	return "", d.errorf("string not closed")
 }
 
-func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
+func (d *jsonDecoder) number(t *dataType, out *celgo.Value) error {
 	start := d.i
 	integer := true
 	if d.peek() == '-' {
@@ -382,13 +413,13 @@ func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
 		d.i++
 	case d.digits():
 	default:
-		return v, d.errorf("invalid number")
+		return d.errorf("invalid number")
 	}
 	if d.peek() == '.' {
 		integer = false
 		d.i++
 		if !d.digits() {
-			return v, d.errorf("invalid number")
+			return d.errorf("invalid number")
 		}
 	}
 	if c := d.peek(); c == 'e' || c == 'E' {
@@ -398,42 +429,46 @@ func (d *jsonDecoder) number(t *dataType) (v celgo.Value, err error) {
 			d.i++
 		}
 		if !d.digits() {
-			return v, d.errorf("invalid number")
+			return d.errorf("invalid number")
 		}
 	}
 	raw := d.b[start:d.i]
 	switch t.kind {
 	case kindInt, kindDuration:
 		if !integer {
-			return v, d.errorf("a number that is not an integer")
+			return d.errorf("a number that is not an integer")
 		}
 		n, ok := smallInt(raw)
 		if !ok {
+			var err error
 			if n, err = strconv.ParseInt(raw, 10, 64); err != nil {
-				return v, d.errorf("a number that does not fit 64 bits")
+				return d.errorf("a number that does not fit 64 bits")
 			}
 		}
 		if t.kind == kindDuration {
-			return celgo.OfDuration(time.Duration(n)), nil
+			*out = celgo.OfDuration(time.Duration(n))
+			return nil
 		}
-		return celgo.OfInt(n), nil
+		*out = celgo.OfInt(n)
 	case kindUint:
 		n, err := strconv.ParseUint(raw, 10, 64)
 		if !integer || err != nil {
-			return v, d.errorf("a number that is not an unsigned 64-bit integer")
+			return d.errorf("a number that is not an unsigned 64-bit integer")
 		}
-		return celgo.OfUint(n), nil
+		*out = celgo.OfUint(n)
 	case kindDouble, kindDyn:
 		f, ok := smallFloat(raw)
 		if !ok {
+			var err error
 			if f, err = strconv.ParseFloat(raw, 64); err != nil || math.IsInf(f, 0) {
-				return v, d.errorf("a number that does not fit a double")
+				return d.errorf("a number that does not fit a double")
 			}
 		}
-		return celgo.OfDouble(f), nil
+		*out = celgo.OfDouble(f)
 	default:
-		return v, d.mismatch("a number", t)
+		return d.mismatch("a number", t)
 	}
+	return nil
 }
 
 // smallInt parses an integer of up to 18 digits, which can't overflow.

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"cel.dev/cel-go/common/types"
+
+	"github.com/stokehold/stokehold/governance/celgo"
 )
 
 // FuzzDecodeData compares the decoder with encoding/json: what it accepts,
@@ -70,7 +72,8 @@ func FuzzSmallFloat(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		d := jsonDecoder{b: s}
-		v, err := d.number(&dataType{kind: kindDouble, cel: types.DoubleType})
+		var v celgo.Value
+		err := d.number(&dataType{kind: kindDouble, cel: types.DoubleType}, &v)
 		if err != nil || d.i != len(s) {
 			return
 		}

@@ -37,6 +37,7 @@ const (
 	LintAlways      = "always"      // no event that the policy matches can pass
 	LintUnused      = "unused"      // a variable or parameter that nothing reads
 	LintUnbound     = "unbound"     // a parameter without a value: what reads it fails
+	LintRoute       = "route"       // a route that nothing follows, or that is refused
 )
 
 // Lint returns what is probably not meant in a set, in the order of policies and
@@ -151,6 +152,7 @@ func (l *linter) rule(p *policy, r *rule, always *rule) {
 	case always != nil && r != always && precedence(r.action.effect()) < precedence(events.Deny):
 		l.warn(p, r, r.spec.line, LintUnreachable, "the rule never decides: rule %s denies every event", always.name)
 	}
+	l.route(p, r)
 	key := p.name
 	if own := readsOwn(r.check); !own {
 		key = fmt.Sprintf("%q", p.spec.Match) // anywhere else it would say the same
@@ -161,6 +163,24 @@ func (l *linter) rule(p *policy, r *rule, always *rule) {
 		return
 	}
 	l.seen[key] = r
+}
+
+// route warns of routes that have no effect on the events of a policy.
+func (l *linter) route(p *policy, r *rule) {
+	if r.spec.Route == nil {
+		return
+	}
+	of := func(typ string) bool { return matchAny(p.spec.Match.Types, typ) }
+	only := len(p.spec.Match.Types) == 1 && !isGlob(p.spec.Match.Types[0])
+	to := r.spec.Route
+	switch {
+	case to.Tier != "" && !of(events.TypeBatchPublished):
+		l.warn(p, r, r.spec.line, LintRoute, "nothing follows a route to a tier but %s, which the policy does not match", events.TypeBatchPublished)
+	case (to.Workers != "" || to.Region != "") && only && of(events.TypeBatchPublished):
+		l.warn(p, r, r.spec.line, LintRoute, "a batch is refused that is routed to workers or a region: route %s", events.TypeStageStarted)
+	case (to.Tier != "" || to.Pipeline != "") && only && of(events.TypeStageStarted):
+		l.warn(p, r, r.spec.line, LintRoute, "a stage is refused that is routed to a tier or a pipeline")
+	}
 }
 
 // readsOwn reports whether a program reads what belongs to its policy.

@@ -83,6 +83,26 @@ spec:
 	}
 }
 
+// Routes that nothing follows, or that are refused, are told before they are in force.
+func TestLintRoutes(t *testing.T) {
+	route := func(name, types, to string) string {
+		return policyYAML(name, "{types: ["+types+"]}", "    - {name: r, expression: \"event.subject == ''\", message: "+name+", action: route, route: {"+to+"}}\n")
+	}
+	set := load(t, governance.Options{},
+		route("a", "batch.published", "tier: cold"), route("b", "drift.detected", "tier: cold"), route("c", "'*'", "tier: warm"),
+		route("d", "batch.published", "region: eu"), route("e", "stage.started", "workers: gpu"), route("f", "stage.started", "pipeline: other"),
+	)
+	var got []string
+	for _, w := range governance.Lint(set) {
+		if w.Code == governance.LintRoute {
+			got = append(got, w.Policy)
+		}
+	}
+	if want := "b d f"; strings.Join(got, " ") != want {
+		t.Errorf("warned of %v, want %s", got, want)
+	}
+}
+
 func ExampleLint() {
 	set, err := governance.Load(governance.Options{}, governance.Source{Name: "gate.yaml", Data: []byte(`apiVersion: stokehold.dev/v1
 kind: Policy

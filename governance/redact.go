@@ -52,8 +52,7 @@ type redactor struct {
 // value walks one value, for which the matches ask.
 func (r *redactor) value(ms []match, depth int) error {
 	if len(ms) == 0 {
-		_, err := r.d.value(dynType, depth)
-		return err
+		return r.d.skip(depth)
 	}
 	switch r.d.peek() {
 	case '{':
@@ -61,8 +60,7 @@ func (r *redactor) value(ms []match, depth int) error {
 	case '[':
 		return r.list(ms, depth)
 	default:
-		_, err := r.d.value(dynType, depth)
-		return err
+		return r.d.skip(depth)
 	}
 }
 
@@ -92,32 +90,39 @@ func (r *redactor) object(ms []match, depth int) error {
 	seen := map[string]bool{}
 	var members []span
 	start := r.d.i + 1
-	err := r.d.members(func(key string) error {
+	for more, err := r.d.open('}'); ; more, err = r.d.more('}') {
+		if err != nil {
+			return err
+		}
+		if !more {
+			r.cut(members)
+			return nil
+		}
+		key, err := r.d.key()
+		if err != nil {
+			return err
+		}
 		if seen[key] {
 			return r.d.errorf("duplicate key %q", key)
 		}
 		seen[key] = true
 		below, whole, drop := step(ms, []byte(key))
 		at := r.d.i
-		var err error
 		if whole {
-			_, err = r.d.value(dynType, depth+1)
+			err = r.d.skip(depth + 1)
 		} else {
 			err = r.value(below, depth+1)
 		}
-		if whole && !drop && err == nil {
+		if err != nil {
+			return err
+		}
+		if whole && !drop {
 			r.mask(at, r.d.i)
 		}
 		members = append(members, span{at: start, end: r.d.i, drop: drop})
 		r.d.space()
 		start = r.d.i + 1 // behind the comma
-		return err
-	})
-	if err != nil {
-		return err
 	}
-	r.cut(members)
-	return nil
 }
 
 func (r *redactor) list(ms []match, depth int) error {
@@ -132,18 +137,19 @@ func (r *redactor) list(ms []match, depth int) error {
 			below = append(below, m)
 		}
 	}
-	r.d.i++
-	r.d.space()
-	if r.d.peek() == ']' {
-		r.d.i++
-		return nil
-	}
 	var elements []span
-	for start := r.d.i; ; {
+	start := r.d.i + 1
+	for more, err := r.d.open(']'); ; more, err = r.d.more(']') {
+		if err != nil {
+			return err
+		}
+		if !more {
+			r.cut(elements)
+			return nil
+		}
 		at := r.d.i
-		var err error
 		if whole {
-			_, err = r.d.value(dynType, depth+1)
+			err = r.d.skip(depth + 1)
 		} else {
 			err = r.value(below, depth+1)
 		}
@@ -155,18 +161,7 @@ func (r *redactor) list(ms []match, depth int) error {
 		}
 		elements = append(elements, span{at: start, end: r.d.i, drop: drop})
 		r.d.space()
-		switch r.d.peek() {
-		case ',':
-			r.d.i++
-			start = r.d.i
-			r.d.space()
-		case ']':
-			r.d.i++
-			r.cut(elements)
-			return nil
-		default:
-			return r.d.errorf("invalid JSON: array not closed")
-		}
+		start = r.d.i + 1 // behind the comma
 	}
 }
 

@@ -262,10 +262,19 @@ func (d *runDriver) snapshot() Result {
 // announce publishes an event about the stage itself. The id names the run and
 // stage but not the attempt, so that a retried stage is announced once.
 func (d *runDriver) announce(ctx context.Context, typ, key string, data any) error {
-	e, err := events.New(typ, "/stokehold/"+d.a.Pipeline+"/"+d.a.Stage, d.a.Pipeline, d.a.Run+"/"+d.a.Stage+"/"+key, time.Now(), data)
+	e, err := d.event(typ, key, data)
 	if err != nil {
 		return err
 	}
-	d.a.extend(&e)
 	return d.rt.Bus.Publish(ctx, e)
+}
+
+// event makes an event of the stage's; its id is key within the run and the stage.
+func (d *runDriver) event(typ, key string, data any) (events.Event, error) {
+	e, err := events.New(typ, "/stokehold/"+d.a.Pipeline+"/"+d.a.Stage, d.a.Pipeline, d.a.Run+"/"+d.a.Stage+"/"+key, time.Now(), data)
+	if err != nil {
+		return e, err
+	}
+	d.a.extend(&e)
+	return e, nil
 }

@@ -75,6 +75,8 @@ type Written struct {
 type Hooks struct {
 	Report   func(Progress) // called on every change, from any goroutine; must be cheap
 	Previous Progress       // what the attempt before this one last reported
+	// Class and Region are those of the worker that runs the attempt; "": it has none.
+	Class, Region string
 	// Idle is called when the attempt begins to wait for a worker, and what it returns
 	// when it has one or gives up: in between it uses no accelerator. nil: nobody
 	// counts.
@@ -119,9 +121,7 @@ func (r *Runtime) Execute(ctx context.Context, s Stage, a Assignment, h Hooks) (
 	}
 
 	begun := time.Now()
-	if err := d.announce(ctx, events.TypeStageStarted, "started", events.StageStarted{
-		Pipeline: a.Pipeline, Run: a.Run, Stage: a.Stage, Attempt: a.Attempt,
-	}); err != nil {
+	if err := d.begin(ctx, h); err != nil {
 		return Result{}, err
 	}
 	if err := d.made.wired(ctx); err != nil {

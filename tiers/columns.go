@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -33,29 +35,85 @@ func (s *Store) openEntry(ctx context.Context, e *entry, use arenaUse) (*Batch, 
 	if err != nil {
 		return nil, err
 	}
-	if columns.IsZero() {
-		b, err := s.open(ctx, e.Ref, use)
-		if err == nil {
-			b.Labels = e.Labels
-		}
-		return b, err
+	b, err := s.openWithout(ctx, e.Ref, columns, use)
+	if err == nil {
+		b.Labels = e.Labels
 	}
-	b, err := s.open(ctx, e.Ref, anywhere)
+	return b, err
+}
+
+func (s *Store) openWithout(ctx context.Context, ref arrowio.Ref, columns events.Columns, use arenaUse) (*Batch, error) {
+	if columns.IsZero() {
+		return s.open(ctx, ref, use)
+	}
+	b, err := s.open(ctx, ref, anywhere)
 	if err != nil {
 		return nil, err
 	}
 	defer b.Release()
 	rec := without(b.Record, columns)
 	// The lease is on all of the batch and must not be handed on.
-	part := &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, Labels: e.Labels, partial: true}
+	part := &Batch{Ref: b.Ref, Record: rec, Tier: b.Tier, Peer: b.Peer, partial: true}
 	if use == anywhere {
 		return part, nil
 	}
-	out, err := s.copyFor(ctx, part, use)
-	if err == nil {
-		out.Labels = e.Labels
+	return s.copyFor(ctx, part, use)
+}
+
+// columnsOf looks up what governance takes out of a batch; nothing, of one that is
+// not in the catalog. What was committed stays as it is, and is remembered.
+func (s *Store) columnsOf(ctx context.Context, dataset string, seq uint64) (events.Columns, error) {
+	id := batchPlace{dataset, seq}
+	if c, ok := s.takenOut.get(id); ok {
+		return c, nil
 	}
-	return out, err
+	e, err := s.entry(ctx, dataset, seq, true)
+	if errors.Is(err, ErrNotFound) {
+		return events.Columns{}, nil
+	}
+	var c events.Columns
+	if err == nil {
+		c, err = e.columns()
+	}
+	if err != nil {
+		return c, err
+	}
+	// Before the head has moved past it, another writer may put another entry there.
+	if head, _, err := s.head(ctx, dataset); err == nil && seq < head.Next {
+		s.takenOut.put(id, c)
+	}
+	return c, nil
+}
+
+// batchPlace names a batch.
+type batchPlace struct {
+	dataset  string
+	sequence uint64
+}
+
+// maxTakenOut bounds takenOut. What it holds is small where nothing is taken out.
+const maxTakenOut = 4096
+
+// takenOut remembers what is taken out of batches.
+type takenOut struct {
+	mu sync.Mutex
+	of map[batchPlace]events.Columns
+}
+
+func (t *takenOut) get(id batchPlace) (events.Columns, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, ok := t.of[id]
+	return c, ok
+}
+
+func (t *takenOut) put(id batchPlace, c events.Columns) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of == nil || len(t.of) >= maxTakenOut {
+		t.of = make(map[batchPlace]events.Columns)
+	}
+	t.of[id] = c
 }
 
 // copyFor puts a batch without some of its columns in the arena for one reader:

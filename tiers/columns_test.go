@@ -63,6 +63,19 @@ func TestColumnsAreTakenOutOfWhatIsRead(t *testing.T) {
 			if n != 3 {
 				t.Errorf("%s: %d batches", name, n)
 			}
+			// Nor for whoever opens it by its ref.
+			ref, err := store.Ref(w.ctx, "flights", 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			one, err := store.OpenBatch(w.ctx, ref, toArena)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if one.Record.NumCols() != 2 || one.Record.Column(0).NullN() != 10 || toArena != (one.Lease != nil) {
+				t.Errorf("%s: opened by its ref: %v", name, one.Record)
+			}
+			one.Release()
 		}
 	}
 }
@@ -84,5 +97,12 @@ func TestUnreadableColumnsOpenNothing(t *testing.T) {
 		if err == nil {
 			t.Errorf("opened %v", got.Record)
 		}
+	}
+	ref, err := s.Ref(w.ctx, "flights", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.OpenBatch(w.ctx, ref, false); err == nil {
+		t.Errorf("opened %v by its ref", got.Record)
 	}
 }

@@ -55,15 +55,31 @@ func (b *Batch) Release() {
 // not waited for alone (Config.HedgeAfter). toArena brings the batch into the arena first, so
 // that Lease is set (ErrNoArena without one); it waits for room until ctx ends.
 //
+// Of a batch that the catalog has, the columns that governance takes out are not
+// there, as when the dataset is read; what cannot be looked up is not opened.
+//
 // The error wraps ErrNoTierHas and each tier's reason: arrowio.ErrCorrupt,
 // arrowio.ErrGone, ErrNotFound.
 func (s *Store) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*Batch, error) {
-	b, err := s.open(ctx, ref, arena(toArena))
+	b, err := s.openRef(ctx, ref, arena(toArena))
 	if err != nil {
 		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
 	}
 	s.count(b)
 	return b, nil
+}
+
+// openRef opens what the ref names as its event was approved. A batch that is not
+// committed has no event yet: only who writes it has a ref to it.
+func (s *Store) openRef(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {
+	if s.closed.Load() {
+		return nil, ErrClosed
+	}
+	columns, err := s.columnsOf(ctx, ref.Dataset, ref.Sequence)
+	if err != nil {
+		return nil, err
+	}
+	return s.openWithout(ctx, ref, columns, use)
 }
 
 func (s *Store) open(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Batch, error) {

@@ -122,7 +122,7 @@ func (r *Reading) fail(seq uint64, err error) error {
 // OpenAhead is OpenBatch for a batch that nobody waits for yet: it is brought into
 // the arena if there is room now, and else stays where it is (Batch.Lease is nil).
 func (s *Store) OpenAhead(ctx context.Context, ref arrowio.Ref) (*Batch, error) {
-	b, err := s.open(ctx, ref, ifRoom)
+	b, err := s.openRef(ctx, ref, ifRoom)
 	if err != nil {
 		return nil, &Error{Op: "open", Dataset: ref.Dataset, Batch: ref.ID(), Err: err}
 	}

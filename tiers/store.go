@@ -38,6 +38,7 @@ type Store struct {
 	here, coldPlace events.Place
 	// advertise is the flight URI of this store's host, "" if it has none.
 	advertise string
+	routed    func(ctx context.Context, ref arrowio.Ref, tier arrowio.Tier) error
 
 	opened [3]atomic.Int64 // by tierIndex
 	moved  atomic.Int64
@@ -57,6 +58,7 @@ type Store struct {
 	leaseTTL   time.Duration
 	moves      moves
 	healing    keyed
+	takenOut   takenOut
 	background sync.WaitGroup
 	finished   bell // rung when a stage of this process has finished with a dataset
 
@@ -136,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.peers.open(cfg)
 	s.hedge.open(cfg.HedgeAfter)
 	s.promotions.open(cfg.Promote, cfg.MoveConcurrency)
-	s.advertise, s.here, s.coldPlace = cfg.Advertise, cfg.Place, cfg.ColdPlace
+	s.advertise, s.routed, s.here, s.coldPlace = cfg.Advertise, cfg.Routed, cfg.Place, cfg.ColdPlace
 	var err error
 	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}

@@ -35,6 +35,9 @@ var (
 	ErrExpired = errors.New("batch has expired")
 	// ErrNoArena means a batch was wanted in shared memory and the store has no arena.
 	ErrNoArena = errors.New("store has no arena")
+	// ErrRoute means that governance sends a batch where it cannot be put. Nothing was
+	// written.
+	ErrRoute = errors.New("batch cannot be put where governance routes it")
 )
 
 // MaxBatchBytes is the largest batch, as framed for the warm tier.
@@ -114,6 +117,10 @@ type Config struct {
 	// what Local has. Refs of batches written here name it as a hot location.
 	// "": they do not.
 	Advertise string
+	// Routed is told of each committed batch whose event governance routes to the cold
+	// tier, again where a process died, so that it must be idempotent; the write waits
+	// for it. It sees to it that the batch gets there. nil: such a batch is refused.
+	Routed func(ctx context.Context, ref arrowio.Ref, tier arrowio.Tier) error
 }
 
 // ObjectStore is the small driver interface of the cold tier. Objects are

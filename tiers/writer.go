@@ -29,9 +29,11 @@ type Writer struct {
 	labels      label.Set     // of what the writer commits, see Label
 	own         []uint64      // sequences of this stage's batches, where they are not in one piece
 	unannounced *events.Event // of a commit whose publication failed
-	fenced      bool
-	last        *arrow.Schema // of a batch, and its fingerprint
-	lastPrint   string
+	// unannouncedRef is the batch of unannounced.
+	unannouncedRef arrowio.Ref
+	fenced         bool
+	last           *arrow.Schema // of a batch, and its fingerprint
+	lastPrint      string
 }
 
 // Writer opens dataset for appending, fencing every earlier writer. schema
@@ -308,6 +310,15 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err := s.crash("approved"); err != nil {
 		return ref, err
 	}
+	tier, err := s.tierOf(&ev, b.hot != nil)
+	if err != nil {
+		return arrowio.Ref{}, err
+	}
+	keepHot := tier == "" || tier == arrowio.Hot
+	if !keepHot && b.hot != nil {
+		ref.Locations = ref.Locations[1:]
+		e.Ref.Locations = ref.Locations
+	}
 	if e.Event, err = json.Marshal(ev); err != nil {
 		return ref, fmt.Errorf("encode event: %w", err)
 	}
@@ -332,12 +343,14 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err := w.commit(ctx, next); err != nil {
 		return ref, err
 	}
-	b.keep(ref.ID(), file.location.SHA256)
-	kept = true
+	if keepHot {
+		b.keep(ref.ID(), file.location.SHA256)
+		kept = true
+	}
 	if w.own != nil {
 		w.own = append(w.own, seq)
 	}
-	w.unannounced = &ev
+	w.unannounced, w.unannouncedRef = &ev, ref
 	if err := s.crash("committed"); err != nil {
 		return ref, err
 	}
@@ -417,6 +430,9 @@ func (w *Writer) announce(ctx context.Context) error {
 	if err := w.store.bus.Publish(ctx, *w.unannounced); err != nil {
 		return fmt.Errorf("committed, but not announced: %w", err)
 	}
+	if err := w.store.send(ctx, w.unannouncedRef, w.unannounced); err != nil {
+		return err
+	}
 	w.unannounced = nil
 	w.store.announced.Store(w.dataset, w.head.Next)
 	return nil
@@ -442,6 +458,9 @@ func (w *Writer) announceNewest(ctx context.Context) error {
 		// stands, and the writer is not to blame.
 		w.store.log.WarnContext(ctx, "the newest batch could not be announced again", "batch", e.Ref.ID(), "error", err)
 		return nil
+	}
+	if err == nil {
+		err = w.store.send(ctx, e.Ref, &ev)
 	}
 	if err == nil {
 		w.store.announced.Store(w.dataset, w.head.Next)

@@ -53,6 +53,7 @@ type activities struct {
 	stages     map[string]stages.Stage // by name, for calls without a pipeline
 	attributes bool
 	seed       uint64 // of runs that triggers start
+	here       Place  // class and region of this worker
 }
 
 // stopGrace is how long a stage that was told to stop is waited for.
@@ -72,7 +73,7 @@ func (a *activities) runStage(ctx context.Context, as stages.Assignment) (stages
 	if err != nil {
 		return stages.Result{}, err
 	}
-	hooks := stages.Hooks{Stage: a.stageOf(as.Pipeline)}
+	hooks := stages.Hooks{Stage: a.stageOf(as.Pipeline), Class: a.here.Workers, Region: a.here.Region}
 	if as.Resume != nil {
 		hooks.Previous = *as.Resume
 	}
@@ -167,6 +168,7 @@ func (a *activities) execute(ctx context.Context, s stages.Stage, as stages.Assi
 // stageError turns a stage's error into what Temporal does next.
 func (a *activities) stageError(ctx context.Context, as stages.Assignment, err error, last stages.Progress) error {
 	cause := context.Cause(ctx)
+	var elsewhere *stages.ElsewhereError
 	detail := stageFailure{Stage: as.Stage, Attempts: as.Attempt, Reason: clip(err.Error(), maxReasonBytes), Permanent: stages.IsPermanent(err)}
 	var paused *pausedError
 	switch {
@@ -180,6 +182,8 @@ func (a *activities) stageError(ctx context.Context, as stages.Assignment, err e
 		return a.pauseError(as, detail, paused, last)
 	case errors.Is(err, events.ErrApprovalRequired):
 		return approvalError(detail, err, last)
+	case errors.As(err, &elsewhere):
+		return elsewhereError(detail, elsewhere)
 	case detail.Permanent:
 		return temporal.NewApplicationErrorWithOptions(detail.Reason, errTypePermanent,
 			temporal.ApplicationErrorOptions{NonRetryable: true, Details: []any{detail}})

@@ -180,8 +180,66 @@ func (in *interpreter) unpark(ctx workflow.Context, s *stageRun) {
 	s.ended = workflow.Now(ctx)
 }
 
+// waiters are the stages, and the run's start where people must approve that.
+func (in *interpreter) waiters() []*stageRun {
+	if in.start == nil {
+		return in.stages
+	}
+	return append([]*stageRun{in.start}, in.stages...)
+}
+
 func (in *interpreter) everParked() bool {
-	return slices.ContainsFunc(in.stages, func(s *stageRun) bool { return s.wait.parks > 0 || s.budget.pauses > 0 })
+	return slices.ContainsFunc(in.waiters(), func(s *stageRun) bool { return s.wait.parks > 0 || s.budget.pauses > 0 })
+}
+
+// begin publishes that the run has started. Where people must approve that, it
+// waits for them as a stage does, and publishes the same event again: it passes, or
+// is denied with the reason that they gave.
+func (in *interpreter) begin(ctx workflow.Context) error {
+	started := in.announceStarted(ctx)
+	for {
+		err := publishEvents(ctx, started)
+		if err == nil || temporal.IsCanceledError(err) {
+			return err
+		}
+		if !in.mayWait(err) {
+			return temporal.NewApplicationErrorWithOptions("the run's start could not be published: "+reason(err), errTypeRun,
+				temporal.ApplicationErrorOptions{NonRetryable: true, Cause: err})
+		}
+		in.park(ctx, in.start)
+		in.attributes(ctx)
+		in.show(ctx)
+		if err := in.start.wait.over.Get(ctx, nil); err != nil {
+			in.start.state = failed
+			if temporal.IsCanceledError(err) {
+				return err
+			}
+			return temporal.NewApplicationErrorWithOptions("people could not be asked whether the run may start: "+reason(err), errTypeRun,
+				temporal.ApplicationErrorOptions{NonRetryable: true, Cause: err})
+		}
+		in.start.state = done
+		in.attributes(ctx)
+		in.show(ctx)
+	}
+}
+
+// mayWait reports whether an event of the run's own waits for people, and prepares
+// that, as mayPark does for a stage.
+func (in *interpreter) mayWait(err error) bool {
+	var app *temporal.ApplicationError
+	var d needDetail
+	if !errors.As(err, &app) || app.Type() != errTypeApproval || app.Details(&stageFailure{}, &d) != nil || d.Need.ID == "" {
+		return false
+	}
+	if in.start == nil {
+		in.start = &stageRun{def: StageDef{Name: "the start of the run"}}
+	}
+	if in.start.wait.parks >= maxParks || d.Need.ID == in.start.wait.need.ID {
+		return false
+	}
+	in.start.wait.parks++
+	in.start.wait.need = d.Need
+	return true
 }
 
 func (in *interpreter) waitingAttribute() temporal.SearchAttributeUpdate {
@@ -193,7 +251,7 @@ func (in *interpreter) waitingAttribute() temporal.SearchAttributeUpdate {
 
 // approvals says in the run's details what people are asked.
 func (in *interpreter) approvals(b *strings.Builder) {
-	for _, s := range in.stages {
+	for _, s := range in.waiters() {
 		if s.wait.parks == 0 {
 			continue
 		}

@@ -88,51 +88,86 @@ func (b *bridge) stop(ctx context.Context) {
 
 // handle takes a batch of events to the trigger workflows of their keys.
 func (b *bridge) handle(ctx context.Context, ds []events.Delivery) error {
-	var order []string
-	groups := make(map[string][]*events.Event)
+	var order []keyed
+	groups := make(map[keyed][]*events.Event)
+	at := make(map[keyed][]int)
+	refused := events.RefusedError{}
 	for i := range ds {
 		e := &ds[i].Event
-		key, ok := b.concerns(ctx, e)
+		key, ok, err := b.concerns(ctx, e)
+		if err != nil {
+			refused[i] = err
+		}
 		if !ok {
 			continue
 		}
 		if _, seen := groups[key]; !seen {
 			order = append(order, key)
 		}
-		groups[key] = append(groups[key], e)
+		groups[key], at[key] = append(groups[key], e), append(at[key], i)
 	}
 	for _, key := range order {
-		if err := b.deliver(ctx, key, newDelivery(b.trigger.settings(), groups[key])); err != nil {
+		err := b.deliver(ctx, key, newDelivery(b.trigger.settings(), groups[key]))
+		switch {
+		case errors.Is(err, ErrNobody):
+			for _, i := range at[key] {
+				refused[i] = err
+			}
+		case err != nil:
 			return err
 		}
+	}
+	if len(refused) > 0 {
+		return refused
 	}
 	return nil
 }
 
+// keyed is what a trigger's workflow is of: events of one key that are to be
+// handled in one place.
+type keyed struct {
+	key   string
+	place Place
+}
+
+func (k keyed) String() string {
+	if k.place.IsZero() {
+		return k.key
+	}
+	return k.key + " in " + k.place.String()
+}
+
+// workflow is the id of the trigger's workflow.
+func (b *bridge) workflow(k keyed) string {
+	return k.place.queue(TriggerID(b.pipeline, b.trigger.Name, k.key))
+}
+
 // concerns evaluates the trigger's expressions. One that cannot be evaluated
 // for an event is not met, and neither is any for an event that governance has
-// routed to another pipeline.
-func (b *bridge) concerns(ctx context.Context, e *events.Event) (key string, ok bool) {
+// routed to another pipeline. An error means that nobody may handle the event,
+// since it is not known where.
+func (b *bridge) concerns(ctx context.Context, e *events.Event) (k keyed, ok bool, err error) {
 	route, err := events.RouteOf(e)
-	if err == nil && route.Pipeline != "" && route.Pipeline != b.pipeline {
-		return "", false
+	if err != nil {
+		return k, false, fmt.Errorf("workflows: trigger %s/%s: %w", b.pipeline, b.trigger.Name, err)
 	}
-	if err == nil {
-		ok, err = b.when(ctx, e)
+	if route.Pipeline != "" && route.Pipeline != b.pipeline {
+		return k, false, nil
 	}
-	if err == nil && ok {
-		key, err = b.key(ctx, e)
+	k.place = placeOf(route)
+	if ok, err = b.when(ctx, e); err == nil && ok {
+		k.key, err = b.key(ctx, e)
 	}
 	if err != nil {
 		b.log.Warn("the trigger's expression cannot be evaluated for an event, which is passed over", "event", e.ID(), "error", err)
-		return "", false
+		return k, false, nil
 	}
-	return key, ok
+	return k, ok, nil
 }
 
 // deliver returns once Temporal has stored the delivery, or with an error when
 // ctx ends or Temporal refuses it for good.
-func (b *bridge) deliver(ctx context.Context, key string, d delivery) error {
+func (b *bridge) deliver(ctx context.Context, key keyed, d delivery) error {
 	pause := retryFirst
 	for {
 		err := b.send(ctx, key, d)
@@ -140,6 +175,8 @@ func (b *bridge) deliver(ctx context.Context, key string, d delivery) error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, ErrNobody):
+			return fmt.Errorf("workflows: trigger %s/%s: %w", b.pipeline, b.trigger.Name, err)
 		case ctx.Err() != nil:
 			return fmt.Errorf("workflows: trigger %s/%s: events not handed over: %w", b.pipeline, b.trigger.Name, context.Cause(ctx))
 		case errors.As(err, &invalid):
@@ -156,9 +193,9 @@ func (b *bridge) deliver(ctx context.Context, key string, d delivery) error {
 	}
 }
 
-func (b *bridge) options(key string) client.StartWorkflowOptions {
+func (b *bridge) options(key keyed) client.StartWorkflowOptions {
 	o := client.StartWorkflowOptions{
-		ID: TriggerID(b.pipeline, b.trigger.Name, key), TaskQueue: b.a.queue,
+		ID: b.workflow(key), TaskQueue: b.a.queue,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 		WorkflowTaskTimeout:      workflowTaskTimeout,
 		StaticSummary:            clip("trigger of "+b.pipeline+": "+b.trigger.describe(), 190),
@@ -175,14 +212,17 @@ func (b *bridge) options(key string) client.StartWorkflowOptions {
 // a waiting worker, where a signal's workflow task goes through the transfer
 // queue first. Measured from event to started run, p50: 10 ms against 47 ms. The
 // update's completion is durable acceptance.
-func (b *bridge) send(ctx context.Context, key string, d delivery) error {
+func (b *bridge) send(ctx context.Context, key keyed, d delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, deliverTimeout)
 	defer cancel()
-	args := triggerArgs{Pipeline: b.pipeline, Trigger: b.trigger.Name, Key: key}
+	if err := key.place.somebody(ctx, b.a.client, b.a.queue); err != nil {
+		return err
+	}
+	args := triggerArgs{Pipeline: b.pipeline, Trigger: b.trigger.Name, Key: key.key, Place: key.place}
 	h, err := b.a.client.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: b.a.client.NewWithStartWorkflowOperation(b.options(key), TriggerWorkflow, args, []byte(nil)),
 		UpdateOptions: client.UpdateWorkflowOptions{
-			WorkflowID: TriggerID(b.pipeline, b.trigger.Name, key), UpdateName: deliverName, Args: []any{d},
+			WorkflowID: b.workflow(key), UpdateName: deliverName, Args: []any{d},
 			WaitForStage: client.WorkflowUpdateStageCompleted,
 		},
 	})

@@ -29,8 +29,12 @@ func TestTriggersTakeWhatIsRoutedToTheirPipeline(t *testing.T) {
 		if route != "" {
 			ev.SetExtension(events.ExtRoute, route)
 		}
-		if _, ok := b.concerns(context.Background(), &ev); ok != want {
+		_, ok, err := b.concerns(context.Background(), &ev)
+		if ok != want {
 			t.Errorf("route %q concerns the trigger: %v, want %v", route, ok, want)
+		}
+		if unreadable := route == "pipeline=&" || route == "where=there"; unreadable != (err != nil) {
+			t.Errorf("route %q: %v", route, err)
 		}
 	}
 }

@@ -187,7 +187,7 @@ func (s *stageRun) label() string {
 // waitsFor is what the stages of the run wait for that are parked.
 func (in *interpreter) waitsFor() string {
 	holds := func(pausing bool) bool {
-		return slices.ContainsFunc(in.stages, func(s *stageRun) bool { return s.pausing == pausing && (s.state == parked || s.state == parking) })
+		return slices.ContainsFunc(in.waiters(), func(s *stageRun) bool { return s.pausing == pausing && (s.state == parked || s.state == parking) })
 	}
 	switch approval, budget := holds(false), holds(true); {
 	case approval && budget:

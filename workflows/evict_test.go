@@ -1,10 +1,12 @@
 package workflows_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -43,5 +45,19 @@ func TestStartMigrationRefuses(t *testing.T) {
 		if _, err := workflows.StartMigration(t.Context(), &fakes{}, m, workflows.StartOptions{}); err == nil {
 			t.Errorf("a migration %s is started", name)
 		}
+	}
+}
+
+// A move that people would have to approve fails at once, and says so.
+func TestMoveThatNeedsApprovalFailsAtOnce(t *testing.T) {
+	tried := 0
+	f := &fakes{move: func(uint64) error {
+		tried++
+		return &events.ApprovalRequiredError{Need: events.ApprovalNeed{ID: "abc", Policy: "keep/here"}}
+	}}
+	env := environment(t, f)
+	env.ExecuteWorkflow(workflows.MigrateWorkflow, workflows.Migration{Dataset: "flights", To: 3})
+	if err := env.GetWorkflowError(); err == nil || !strings.Contains(err.Error(), "asks nobody for approval") || tried != 1 {
+		t.Errorf("tried %d times: %v", tried, err)
 	}
 }

@@ -23,6 +23,7 @@ type fireRequest struct {
 	Events   backlog   `json:"events"`
 	Notify   string    `json:"notify"`
 	Time     time.Time `json:"time"`
+	Place    Place     `json:"place,omitzero"`
 }
 
 type fireResult struct {
@@ -43,7 +44,7 @@ func (a *activities) fire(ctx context.Context, req fireRequest) (fireResult, err
 	}
 	name := req.Pipeline + "/" + req.Trigger
 	in := RunInput{
-		Run: req.Events.runKey(req.Trigger, req.Key), Params: params, Cause: req.Events.cause(), Seed: a.seed, Trigger: name,
+		Run: req.Events.runKey(req.Trigger, req.Key), Params: params, Cause: req.Events.cause(), Seed: a.seed, Trigger: name, Place: req.Place,
 	}
 	res := fireResult{Run: RunID(req.Pipeline, in.Run)}
 	_, err = Start(ctx, a.client, d, in, StartOptions{TaskQueue: a.queue, WithoutSearchAttributes: !a.attributes, notify: req.Notify})

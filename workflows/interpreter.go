@@ -61,6 +61,7 @@ type interpreter struct {
 	failed *stageRun            // that failed first
 	told   map[string]int       // signals by approval; nil: nothing waited for one yet
 	raises *int                 // signals of raised budgets; likewise
+	start  *stageRun            // the run's start, where people must approve that; otherwise nil
 }
 
 type stageRun struct {
@@ -76,6 +77,8 @@ type stageRun struct {
 	wait     approvalWait // of one that is or was parked
 	budget   budgetWait   // likewise
 	pausing  bool         // it is parked for want of a budget
+	place    Place        // where governance sent it, beside what holds for the run
+	moves    int          // how often it did
 }
 
 // runPipeline is the workflow stokehold.pipeline.
@@ -91,7 +94,7 @@ func runPipeline(ctx workflow.Context, args runArgs) (RunResult, error) {
 	}
 	start := workflow.Now(ctx)
 	in.show(ctx)
-	err := in.publishStarted(ctx)
+	err := in.begin(ctx)
 	if err == nil {
 		err = in.loop(ctx)
 	}
@@ -155,15 +158,16 @@ func (in *interpreter) schedule(ctx workflow.Context) error {
 			if s.state != waiting || !in.ready(s) {
 				continue
 			}
-			a := s.assigned // as it was, if it was parked meanwhile
-			if s.wait.parks == 0 && s.budget.pauses == 0 {
+			// As it was, if it waited for people or a budget meanwhile, or was sent elsewhere.
+			a := s.assigned
+			if s.wait.parks == 0 && s.budget.pauses == 0 && s.moves == 0 {
 				var err error
 				if a, err = in.assign(ctx, s); err != nil {
 					return err
 				}
 			}
 			s.assigned, s.state, s.started, again = a, running, workflow.Now(ctx), true
-			s.future = executeAssignment(ctx, a, s.def.Name, s.def.timeout(), s.def.attempts(), in.queue)
+			s.future = executeAssignment(ctx, a, s.def.Name, s.def.timeout(), s.def.attempts(), in.queueOf(ctx, s))
 		}
 	}
 	in.show(ctx)
@@ -333,6 +337,8 @@ func (in *interpreter) finish(ctx workflow.Context, s *stageRun) {
 		s.state = stopped
 	case in.mayPark(s), in.mayPause(s):
 		s.state = parking
+	case in.mayMove(ctx, s):
+		s.state, s.ended = waiting, time.Time{}
 	default:
 		s.state = failed
 		s.failure = failureOf(s.def.Name, s.err)

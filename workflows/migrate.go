@@ -14,6 +14,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/tiers"
 )
@@ -276,6 +277,10 @@ func migrateError(ctx context.Context, dataset string, seq uint64, err error) er
 		return temporal.NewCanceledError()
 	}
 	msg := fmt.Sprintf("%s#%d: %s", dataset, seq, clip(err.Error(), maxReasonBytes))
+	if errors.Is(err, events.ErrApprovalRequired) {
+		// Each attempt is a move of its own, and each batch: nobody could answer them all.
+		return temporal.NewNonRetryableApplicationError(msg+": a move of batches asks nobody for approval: deny it, or require the approval of the run or the event that leads to it", errTypePermanent, nil)
+	}
 	if stages.IsPermanent(err) {
 		return temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/models"
+	"github.com/stokehold/stokehold/stages"
 )
 
 // Small steps are local activities: they run in the workflow's own process
@@ -62,6 +63,9 @@ func (a *activities) publish(ctx context.Context, list []announcement) error {
 		evs = append(evs, e)
 	}
 	err := a.publisher.Publish(ctx, evs...)
+	if errors.Is(err, events.ErrApprovalRequired) && len(list) == 1 {
+		return approvalError(stageFailure{Reason: clip(err.Error(), maxReasonBytes)}, err, stages.Progress{})
+	}
 	if err != nil && (errors.Is(err, events.ErrDenied) || errors.Is(err, events.ErrInvalid) ||
 		errors.Is(err, events.ErrUnknownType) || errors.Is(err, events.ErrTooLarge) || errors.Is(err, events.ErrApprovalRequired)) {
 		return temporal.NewNonRetryableApplicationError(err.Error(), errTypePermanent, err)
@@ -112,15 +116,10 @@ func (in *interpreter) announce(ctx workflow.Context, typ string, data any) anno
 	}
 }
 
-func (in *interpreter) publishStarted(ctx workflow.Context) error {
-	err := publishEvents(ctx, in.announce(ctx, events.TypeRunStarted, events.RunStarted{
+func (in *interpreter) announceStarted(ctx workflow.Context) announcement {
+	return in.announce(ctx, events.TypeRunStarted, events.RunStarted{
 		Pipeline: in.args.Definition.Name, Run: in.run, Trigger: in.args.Input.Trigger, Cause: in.args.Input.Cause,
-	}))
-	if err == nil || temporal.IsCanceledError(err) {
-		return err
-	}
-	return temporal.NewApplicationErrorWithOptions("the run's start could not be published: "+reason(err), errTypeRun,
-		temporal.ApplicationErrorOptions{NonRetryable: true, Cause: err})
+	})
 }
 
 func (in *interpreter) publishEnded(ctx workflow.Context, seconds float64, failure error) error {

@@ -66,6 +66,8 @@ type RunInput struct {
 	Seed  uint64 `json:"seed,omitempty"` // the only source of randomness
 	// Trigger is "PIPELINE/NAME" where a trigger started the run.
 	Trigger string `json:"trigger,omitempty"`
+	// Place says which workers do the run's stages; zero: any.
+	Place Place `json:"place,omitzero"`
 }
 
 // runArgs is the interpreter's one argument.
@@ -134,6 +136,9 @@ func Start(ctx context.Context, c client.Client, d *Definition, in RunInput, o S
 		return nil, fmt.Errorf("workflows: run key %q is not usable: use lower-case letters, digits, dots and dashes, at most %d bytes", in.Run, maxRunKeyBytes)
 	}
 	if err := checkParams(in.Params); err != nil {
+		return nil, fmt.Errorf("workflows: start %s: %w", RunID(d.Name, in.Run), err)
+	}
+	if err := in.Place.somebody(ctx, c, queueOr(o.TaskQueue)); err != nil {
 		return nil, fmt.Errorf("workflows: start %s: %w", RunID(d.Name, in.Run), err)
 	}
 	args := runArgs{Definition: def, Input: in, Notify: o.notify, Attributes: !o.WithoutSearchAttributes}

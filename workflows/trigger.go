@@ -52,6 +52,7 @@ type triggerArgs struct {
 	Pipeline string       `json:"pipeline"`
 	Trigger  string       `json:"trigger"`
 	Key      string       `json:"key"`
+	Place    Place        `json:"place,omitzero"` // where governance routes these events
 	State    TriggerState `json:"state"`
 }
 
@@ -280,7 +281,7 @@ func (t *triggerRun) fire(ctx workflow.Context) error {
 	p := t.state.Pending
 	req := fireRequest{
 		Pipeline: t.args.Pipeline, Trigger: t.args.Trigger, Key: t.args.Key, Events: p,
-		Notify: workflow.GetInfo(ctx).WorkflowExecution.ID, Time: workflow.Now(ctx),
+		Notify: workflow.GetInfo(ctx).WorkflowExecution.ID, Time: workflow.Now(ctx), Place: t.args.Place,
 	}
 	var res fireResult
 	err := workflow.ExecuteLocalActivity(local(ctx, clip("start run for "+p.First, 190)), fireActivity, req).Get(ctx, &res)

@@ -47,12 +47,17 @@ type WorkerConfig struct {
 	// nobody counts.
 	Budgets   Budgets
 	TaskQueue string // default DefaultTaskQueue
-	Seed      uint64 // of the runs that triggers start
+	// Class and Region say what kind of worker this is and where, for what governance
+	// routes: it serves stages that are sent to either or both, besides those that are
+	// sent nowhere. "" is none.
+	Class, Region string
+	Seed          uint64 // of the runs that triggers start
 	// WithoutSearchAttributes is for a server that lacks SearchAttributes.
 	WithoutSearchAttributes bool
 	// WithoutTriggers leaves consuming events to other workers.
 	WithoutTriggers bool
-	// MaxStages bounds stages at work at once; default 64. A consumer holds its
+	// MaxStages bounds stages at work at once, each of those that are sent nowhere, to
+	// the class, to the region and to both; default 64. A consumer holds its
 	// place while it waits for its producer, so it must exceed the stages of the
 	// widest run.
 	MaxStages int
@@ -83,14 +88,19 @@ func Register(r Registrar, cfg WorkerConfig) error {
 
 func (a *activities) register(r Registrar) {
 	RegisterWorkflows(r)
-	for _, kind := range allKinds() {
-		r.RegisterActivityWithOptions(a.runStage, activity.RegisterOptions{Name: activityName(kind)})
-	}
+	a.registerStages(r)
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
 		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
+		placeActivity: a.place,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
+	}
+}
+
+func (a *activities) registerStages(r Registrar) {
+	for _, kind := range allKinds() {
+		r.RegisterActivityWithOptions(a.runStage, activity.RegisterOptions{Name: activityName(kind)})
 	}
 }
 
@@ -108,12 +118,12 @@ func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
 		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, approvals: cfg.Approvals, budgets: cfg.Budgets,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
-		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed,
+		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed, here: Place{cfg.Class, cfg.Region},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
-	var faults []error
+	faults := a.here.faults()
 	if a.executor == nil && cfg.Runtime != nil {
 		a.executor = cfg.Runtime
 	}
@@ -169,7 +179,7 @@ type Worker struct {
 
 	mu       sync.Mutex
 	state    workerState
-	worker   worker.Worker
+	workers  []worker.Worker // of the base queue, then those of the worker's places
 	stopDone chan struct{}
 }
 
@@ -228,8 +238,37 @@ func (w *Worker) Start(ctx context.Context) error {
 		return fmt.Errorf("workflows: start: %w", ErrStopped)
 	case fresh:
 	}
+	base := worker.New(w.cfg.Client, w.activities.queue, w.options())
+	w.activities.register(base)
+	sdks := []worker.Worker{base}
+	for _, p := range w.activities.here.places() {
+		o := w.options()
+		o.DisableWorkflowWorker = true
+		sdk := worker.New(w.cfg.Client, p.queue(w.activities.queue), o)
+		w.activities.registerStages(sdk)
+		sdks = append(sdks, sdk)
+	}
+	for i, sdk := range sdks {
+		if err := sdk.Start(); err != nil {
+			for _, running := range sdks[:i] {
+				running.Stop()
+			}
+			return fmt.Errorf("workflows: start worker: %w", explain(err))
+		}
+	}
+	w.workers, w.state = sdks, started
+	for _, b := range w.bridges {
+		if err := b.start(ctx, w.cfg.Bus); err != nil {
+			w.stopLocked()
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *Worker) options() worker.Options {
 	eager := 16
-	sdk := worker.New(w.cfg.Client, w.activities.queue, worker.Options{
+	return worker.Options{
 		MaxConcurrentActivityExecutionSize:          w.cfg.MaxStages,
 		MaxConcurrentLocalActivityExecutionSize:     64,
 		MaxConcurrentWorkflowTaskExecutionSize:      64,
@@ -246,19 +285,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		StickyScheduleToStartTimeout: time.Second,
 		WorkerStopTimeout:            stopGrace + heartbeatEvery,
 		OnFatalError:                 func(err error) { w.activities.log.Error("the Temporal worker failed", "error", err) },
-	})
-	w.activities.register(sdk)
-	if err := sdk.Start(); err != nil {
-		return fmt.Errorf("workflows: start worker: %w", explain(err))
 	}
-	w.worker, w.state = sdk, started
-	for _, b := range w.bridges {
-		if err := b.start(ctx, w.cfg.Bus); err != nil {
-			w.stopLocked()
-			return err
-		}
-	}
-	return nil
 }
 
 // Stop stops consuming events, tells the stages at work to stop, and waits until
@@ -266,7 +293,7 @@ func (w *Worker) Start(ctx context.Context) error {
 // again. Safe on a worker that was never started; repeatable.
 func (w *Worker) Stop(ctx context.Context) error {
 	w.mu.Lock()
-	if w.worker == nil {
+	if len(w.workers) == 0 {
 		w.state = stopping
 		w.mu.Unlock()
 		return nil
@@ -295,7 +322,11 @@ func (w *Worker) stopLocked() <-chan struct{} {
 		for _, b := range w.bridges {
 			b.stop(ctx)
 		}
-		w.worker.Stop()
+		var stops sync.WaitGroup
+		for _, sdk := range w.workers {
+			stops.Go(sdk.Stop)
+		}
+		stops.Wait()
 	}()
 	return done
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +23,8 @@ func (a *app) policyExplain() *cobra.Command {
 		Use:   "explain [PATH...]",
 		Short: "Say which policies match an event, what each rule makes of it, and by which values",
 		Long: `Explain decides an event, of a file or of the stream, by the policies of PATHs or
-else by those in force, and shows the values that decided each rule.`,
+else by those in force, and shows the values that decided each rule. What they read
+beside the event is asked for now, and may have changed since it was judged.`,
 		Example: `  stokehold policy explain --id drift-42
   stokehold events --json | grep promotion | tail -1 | stokehold policy explain policies/ --event -`,
 	}
@@ -63,15 +65,18 @@ else by those in force, and shows the values that decided each rule.`,
 		if err != nil {
 			return a.sayFaults(err)
 		}
+		k := knownFacts(cmd.Context(), desk)
+		x.Suppose(k.sources, nil)
 		e, err := x.Explain(cmd.Context(), events.Point(*point), now, ev)
 		if err != nil {
 			return err
 		}
 		if out == asJSON {
 			d := &e.Decision
-			return writeJSON(a.env.Out, map[string]any{"event": ev.ID(), "decision": decided{d.Action, by(d), d.Reason}, "policies": e.Policies})
+			return writeJSON(a.env.Out, map[string]any{"event": ev.ID(), "decision": decided{d.Action, by(d), d.Reason}, "policies": e.Policies, "facts": k.of(e.Facts)})
 		}
 		a.sayExplanation(ev, e)
+		k.say(a.env.Out, e.Facts)
 		return nil
 	}
 	return cmd
@@ -209,7 +214,7 @@ func (a *app) policyReplay() *cobra.Command {
 		Long: `Replay decides each event in the stream by the policies in force and by those of
 --policy, both at the time of the event, and prints where they differ. Exit code
 3: some do. Events that were refused are not in the stream, so that nothing can be
-said of them.`,
+said of them. Facts are what the deployment says now, for both sets.`,
 		Example: `  stokehold policy replay --since 24h --policy new.yaml`,
 		Args:    args(),
 	}
@@ -252,6 +257,8 @@ type replay struct {
 	from          time.Time
 	before, after *governance.Evaluator
 	found         func(changed) error
+	facts         known
+	reads         []string // facts that either set reads
 
 	events, skipped, changes int
 }
@@ -288,8 +295,16 @@ func (r *replay) load(ctx context.Context, desk *stokehold.PolicyDesk, files []s
 	if r.before, err = governance.NewEvaluator(in); err != nil {
 		return err
 	}
-	r.after, err = governance.NewEvaluator(next)
-	return err
+	if r.after, err = governance.NewEvaluator(next); err != nil {
+		return err
+	}
+	r.reads = slices.Compact(slices.Sorted(slices.Values(append(in.Facts(), next.Facts()...))))
+	if len(r.reads) > 0 {
+		r.facts = knownFacts(ctx, desk)
+	}
+	r.before.Suppose(r.facts.sources, nil)
+	r.after.Suppose(r.facts.sources, nil)
+	return nil
 }
 
 // run holds one event at a time.
@@ -305,11 +320,11 @@ func (r *replay) run(ctx context.Context, desk *stokehold.PolicyDesk) error {
 			continue
 		}
 		r.events++
-		before, err := r.before.Evaluate(ctx, events.OnPublish, ev.Time(), ev)
+		before, err := r.before.Decide(ctx, events.OnPublish, ev.Time(), ev)
 		if err != nil {
 			return err
 		}
-		after, err := r.after.Evaluate(ctx, events.OnPublish, ev.Time(), ev)
+		after, err := r.after.Decide(ctx, events.OnPublish, ev.Time(), ev)
 		if err != nil {
 			return err
 		}
@@ -349,6 +364,7 @@ func (a *app) sayReplayed(r *replay, out string) error {
 			fmt.Fprintf(a.env.Out, ", %d that cannot be read left out", r.skipped)
 		}
 		fmt.Fprintln(a.env.Out, "; those that were refused are not in the stream")
+		r.facts.say(a.env.Out, r.reads)
 	}
 	if r.changes > 0 {
 		return &differsError{fmt.Errorf("%s would change", plural(r.changes, "decision", "decisions"))}

@@ -32,11 +32,8 @@ actors:
 func ExampleVoterSubjects() {
 	fmt.Println(strings.Join(approval.VoterSubjects("stokehold", "ann@example.org"), "\n"))
 	// Output:
-	// $KV.stokehold_approvals.vote.*.ann=40example=2Eorg
-	// $JS.API.STREAM.INFO.KV_stokehold_approvals
 	// $JS.API.DIRECT.GET.KV_stokehold_approvals.>
-	// $JS.API.CONSUMER.CREATE.KV_stokehold_approvals.>
-	// $JS.API.CONSUMER.DELETE.KV_stokehold_approvals.>
-	// $JS.FC.KV_stokehold_approvals.>
+	// $JS.API.STREAM.INFO.KV_stokehold_approvals
+	// $KV.stokehold_approvals.vote.*.ann=40example=2Eorg
 	// $SYS.REQ.USER.INFO
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 )
 
@@ -34,6 +35,7 @@ type Config struct {
 // Store keeps requests, votes and outcomes. It implements governance.Approvals.
 // Safe for concurrent use; it holds no resources.
 type Store struct {
+	js    jetstream.JetStream
 	kv    jetstream.KeyValue
 	who   *Directory
 	skew  time.Duration
@@ -83,7 +85,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("approval: %w: bucket %s: %w (is JetStream enabled on the NATS server?)", ErrUnavailable, want.Bucket, err)
 	}
-	s := &Store{kv: kv, who: cfg.Directory, skew: cfg.Skew, clock: cfg.Clock}
+	s := &Store{js: js, kv: kv, who: cfg.Directory, skew: cfg.Skew, clock: cfg.Clock}
 	if s.clock == nil {
 		s.clock = time.Now
 	}
@@ -226,7 +228,11 @@ func (s *Store) List(ctx context.Context, all bool) ([]Status, error) {
 	var out []Status
 	for _, id := range ids {
 		var st Status
-		if st, err = s.status(ctx, id); err != nil {
+		if st, err = s.status(ctx, id); errors.Is(err, ErrNotFound) {
+			err = nil // its time is over, or somebody deleted it
+			continue
+		}
+		if err != nil {
 			break
 		}
 		if all || st.Outcome.State == Pending {
@@ -242,18 +248,25 @@ func (s *Store) List(ctx context.Context, all bool) ([]Status, error) {
 	return out, nil
 }
 
-// ids lists the requests whose keys match a filter.
+// ids lists the requests whose keys match a filter, also of what was deleted. It
+// asks for the stream's subjects: KeyValue lists keys by a consumer, and whoever may
+// make one has the server write where the consumer delivers to.
 func (s *Store) ids(ctx context.Context, filter string) ([]string, error) {
-	l, err := s.kv.ListKeysFiltered(ctx, filter)
+	keys := "$KV." + s.kv.Bucket() + "."
+	var info *jetstream.StreamInfo
+	stream, err := s.js.Stream(ctx, "KV_"+s.kv.Bucket())
+	if err == nil {
+		info, err = stream.Info(ctx, jetstream.WithSubjectFilter(keys+filter))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, filter, err)
 	}
-	defer func() { _ = l.Stop() }() // the consumer is ephemeral
-	var ids []string
-	for key := range l.Keys() {
-		ids = append(ids, strings.TrimPrefix(key, "request."))
+	ids := make([]string, 0, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		ids = append(ids, strings.TrimPrefix(strings.TrimPrefix(subject, keys), "request."))
 	}
-	return ids, ctx.Err()
+	slices.Sort(ids)
+	return ids, nil
 }
 
 func (s *Store) find(ctx context.Context, id string) (string, error) {
@@ -288,31 +301,17 @@ func voteKey(id, actor string) string { return "vote." + id + "." + actorToken(a
 
 // VoterSubjects are the NATS subjects that a person's credentials must be allowed
 // to publish to, for voting as actor and for reading what is asked: no other key,
-// and nothing that changes the bucket. prefix is Config.Prefix.
+// and nothing that changes the bucket or makes a consumer of it. They are those of
+// events.RoleApprover; prefix is Config.Prefix. nil where the two are no names.
 func VoterSubjects(prefix, actor string) []string {
-	stream := "KV_" + prefix + "_approvals"
-	return []string{
-		"$KV." + prefix + "_approvals." + voteKey("*", actor),
-		"$JS.API.STREAM.INFO." + stream, "$JS.API.DIRECT.GET." + stream + ".>",
-		"$JS.API.CONSUMER.CREATE." + stream + ".>", "$JS.API.CONSUMER.DELETE." + stream + ".>", "$JS.FC." + stream + ".>",
-		userInfoSubject,
+	g, err := events.Permissions(events.Access{Prefix: prefix, Role: events.RoleApprover, Actor: actor})
+	if err != nil {
+		return nil
 	}
+	return g.Publish
 }
 
-// actorToken writes letters, digits and - as they are, and any other byte as =
-// and two hexadecimal digits.
-func actorToken(actor string) string {
-	var b strings.Builder
-	for i := range len(actor) {
-		c := actor[i]
-		if c == '-' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "=%02X", c)
-		}
-	}
-	return b.String()
-}
+func actorToken(actor string) string { return events.ActorToken(actor) }
 
 func actorOf(token string) string {
 	var b strings.Builder

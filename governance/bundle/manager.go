@@ -42,6 +42,9 @@ type ManagerConfig struct {
 	// stamps to honour after a restart. The set takes effect whatever it returns; an
 	// error is logged.
 	OnSwap func(*governance.PolicySet) error
+	// OnRefuse is told of each entry that is refused, once for each reason. It must not
+	// block or call the Manager.
+	OnRefuse func(Refusal)
 	// Poll is how often the store is read beside the watch, which mends a watch that
 	// the server lost; default 5 s. While there is no bucket, it is looked for ten
 	// times as often.
@@ -97,6 +100,14 @@ type Status struct {
 	Kept error
 	// Reached is nil while the store answers.
 	Reached error
+}
+
+// Refusal is an entry in the store that is not taken.
+type Refusal struct {
+	Name     string
+	Revision uint64 // of the store; 0: it has none any more
+	InForce  string // version that stays; "": no bundle is in force
+	Err      error
 }
 
 // NewManager checks the configuration, and loads the policies to begin with:
@@ -249,8 +260,13 @@ func (m *Manager) refuse(ctx context.Context, revision uint64, err error) {
 	}
 	m.refused, m.status.Refused, m.status.RefusedAt = what, err, time.Now().UTC()
 	args := []any{"bundle", m.status.Name, "revision", revision, "error", err}
+	r := Refusal{Name: m.status.Name, Revision: revision, Err: err}
 	if m.bundle != nil {
-		args = append(args, "in_force", m.bundle.Position.String())
+		r.InForce = m.bundle.Position.String()
+		args = append(args, "in_force", r.InForce)
+	}
+	if m.cfg.OnRefuse != nil {
+		m.cfg.OnRefuse(r)
 	}
 	m.cfg.Log.ErrorContext(ctx, "policies: the bundle in the store is refused", args...)
 }

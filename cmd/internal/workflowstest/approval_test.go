@@ -51,7 +51,7 @@ func governed(t *testing.T, env *workflowstest.Env) *approval.Coordinator {
 	must(err)
 	store, err := approval.Open(t.Context(), approval.Config{Conn: conn, Directory: who})
 	must(err)
-	set, err := governance.Load(governance.Options{Types: env.Types}, governance.Source{Name: "gate.yaml", Data: []byte(fourEyes)})
+	set, err := governance.Load(governance.Options{Types: env.Types}, governance.Source{Name: "gate.yaml", Data: []byte(fourEyes + fourEyesAtStart)})
 	must(err)
 	key, err := governance.NewKey("k")
 	must(err)
@@ -232,5 +232,80 @@ func TestRejectionReachesTheStage(t *testing.T) {
 		if !errors.As(err, &failed) || !temporal.IsCanceledError(failed.Err) {
 			t.Errorf("cancelled: %v", err)
 		}
+	}
+}
+
+const fourEyesAtStart = `
+---
+apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: starts}
+spec:
+  match: {types: [run.started], subjects: ["governed/held-*"]}
+  rules:
+    - name: asked
+      expression: "false"
+      message: costs a night
+      action: requireApproval
+      approval: {roles: [release], quorum: 1, expires: 24h}
+`
+
+// A run whose start people must approve waits for them before any of its stages,
+// through a change of workers.
+func TestApprovalHoldsTheStart(t *testing.T) {
+	env := open(t)
+	co := governed(t, env)
+	d := deploying(t)
+	begun := make(chan string, 10)
+	light := &workflowstest.Light{}
+	light.Set("rows", func(_ context.Context, a stages.Assignment, _ stages.Hooks) (stages.Result, error) {
+		begun <- a.Run
+		return stages.Result{Dataset: a.Output}, nil
+	})
+	first := startGoverned(t, env, co, light, d)
+	for i, c := range []struct {
+		run     string
+		approve bool
+	}{{"held-approved", true}, {"held-rejected", false}} {
+		run := mustStart(t, env, d, workflows.RunInput{Run: c.run, Actor: "ann"})
+		st := waiting(t, env, co, run)
+		if st.Workflow != run.ID || st.Type != events.TypeRunStarted || st.Requester != "ann" {
+			t.Errorf("asked %+v", st.Request)
+		}
+		if len(begun) > 0 {
+			t.Errorf("stages of %s began", <-begun)
+		}
+		if i == 0 {
+			stop(t, first)
+		}
+		if _, err := co.Store.Vote(t.Context(), st.ID, "bob", c.approve, "looked at it"); err != nil {
+			t.Fatal(err)
+		}
+		if err := workflows.TellApproval(t.Context(), env.Client, st.Workflow, st.ID); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			startGoverned(t, env, co, light, d)
+		}
+		_, err := run.Result(t.Context())
+		if c.approve {
+			if err != nil || len(begun) != 1 || <-begun != run.ID {
+				t.Errorf("%s: %v", c.run, err)
+			}
+			replay(t, env, "run-started-approved", run.ID)
+			continue
+		}
+		var failed *workflows.RunError
+		if !errors.As(err, &failed) || !strings.Contains(failed.Reason, "rejected by bob: looked at it") || len(begun) > 0 {
+			t.Errorf("%s: %v", c.run, err)
+		}
+	}
+	run := mustStart(t, env, d, workflows.RunInput{Run: "held-cancelled", Actor: "ann"})
+	waiting(t, env, co, run)
+	if err := run.Cancel(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run.Result(t.Context()); err == nil {
+		t.Error("a cancelled run ended well")
 	}
 }
