@@ -162,7 +162,7 @@ func TestPatienceBeginsWithTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		brief, end := worker.Patience(t.Context())
 		defer end()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute) // of the bubble
 		if err := brief.Err(); err != nil {
 			t.Error(err)
 		}
