@@ -25,7 +25,11 @@ type bare struct {
 	dir    string
 }
 
-func startBare(ctx context.Context, e *env) (_ handover, err error) {
+func startBare(child func(*env, context.Context) (*process, error)) func(context.Context, *env) (handover, error) {
+	return func(ctx context.Context, e *env) (handover, error) { return newBare(ctx, e, child) }
+}
+
+func newBare(ctx context.Context, e *env, child func(*env, context.Context) (*process, error)) (_ handover, err error) {
 	b := &bare{}
 	defer func() {
 		if err != nil {
@@ -46,7 +50,7 @@ func startBare(ctx context.Context, e *env) (_ handover, err error) {
 	for i := range b.memory {
 		b.memory[i] = byte(i)
 	}
-	if b.process, err = e.child(ctx, "bare"); err != nil {
+	if b.process, err = child(e, ctx); err != nil {
 		return nil, err
 	}
 	if b.socket, err = unpolled(b.conn); err != nil {

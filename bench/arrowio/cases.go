@@ -31,6 +31,7 @@ const (
 	tensors112           = "16x7 tensors, worker host to Python child"
 	tensors7             = "16x7 tensors as 7, worker host to Python child"
 	bareCase             = "bare message, Go to Go, in place"
+	barePy               = "bare message, Go to Python, in place"
 	streamGo             = "Unix socket, Go to Go"
 	streamPy             = "Unix socket, Go to Python"
 	streamInGo           = "Unix socket, Go child to host"
@@ -65,7 +66,7 @@ func cases() []benchCase {
 	also, two := []int64{handoffSize}, []int64{1 << 20, 16 << 20}
 	return []benchCase{
 		{name: streamGo, baseline: streamGo, start: startStream(role("stream"))},
-		{name: bareCase, baseline: streamGo, start: startBare},
+		{name: bareCase, baseline: streamGo, start: startBare(role("bare"))},
 		{name: workerGo, baseline: streamGo, start: startWorker(false, "touch", inPlace)},
 		{name: workerGoFresh, baseline: streamGo, start: startWorker(false, "touch", fresh)},
 		{name: workerGoCopied, baseline: streamGo, start: startWorker(false, "touch", copied)},
@@ -85,6 +86,7 @@ func cases() []benchCase {
 		{name: buildArena, baseline: buildHeap, alone: two, start: startBuilding(true)},
 
 		{name: streamPy, python: true, baseline: streamPy, start: startStream(script("stream.py"))},
+		{name: barePy, python: true, baseline: streamPy, start: startBare(script("bare.py"))},
 		{name: iceoryx, python: true, baseline: streamPy, start: ordered("iceoryx.py")},
 		{name: workerPy, python: true, baseline: streamPy, start: startWorker(true, "touch", inPlace)},
 		{name: workerPyFresh, python: true, baseline: streamPy, start: startWorker(true, "touch", fresh)},

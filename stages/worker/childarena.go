@@ -30,6 +30,35 @@ type outputArena struct {
 // pieces is how long a loan may take where there is room, but perhaps in pieces.
 const pieces = time.Millisecond
 
+// patience is a context that ends, beside for its own reasons, when it has been
+// waited on for pieces. With a deadline from the start, a child that a busy machine
+// does not let run for that long would not even look for memory. For one goroutine.
+type patience struct {
+	context.Context
+	brief context.Context // made by the first wait
+	stop  context.CancelFunc
+}
+
+func (p *patience) Done() <-chan struct{} {
+	if p.brief == nil {
+		p.brief, p.stop = context.WithTimeout(p.Context, pieces)
+	}
+	return p.brief.Done()
+}
+
+func (p *patience) Err() error {
+	if p.brief == nil {
+		return p.Context.Err()
+	}
+	return p.brief.Err()
+}
+
+func (p *patience) end() {
+	if p.stop != nil {
+		p.stop()
+	}
+}
+
 // room returns the arena if it has room for bytes; nil where it has none now. It
 // does not wait: slots may stay out for long, and a segment serves as well.
 func (o *outputArena) room(conn *handoff.Conn, bytes int64) (*shm.Arena, error) {
@@ -52,8 +81,8 @@ func (o *outputArena) loan(ctx context.Context, conn *handoff.Conn, bytes int64)
 	if a == nil || err != nil {
 		return nil, err
 	}
-	brief, cancel := context.WithTimeout(ctx, pieces)
-	defer cancel()
+	brief := &patience{Context: ctx}
+	defer brief.end()
 	l, err := a.Loan(brief, bytes)
 	if err != nil && ctx.Err() == nil {
 		return nil, nil
@@ -177,8 +206,8 @@ func (t *ChildTask) Build(ctx context.Context, schema *arrow.Schema, bytes int64
 	if a == nil || err != nil {
 		return b, err
 	}
-	brief, cancel := context.WithTimeout(ctx, pieces)
-	defer cancel()
+	brief := &patience{Context: ctx}
+	defer brief.end()
 	b.build, err = a.Build(brief, schema, bytes)
 	if err != nil && ctx.Err() == nil {
 		return b, nil
@@ -224,8 +253,8 @@ func (b *OutputBuild) Write(ctx context.Context, sequence uint64, batch arrow.Re
 }
 
 func (b *OutputBuild) publish(ctx context.Context, sequence uint64, batch arrow.RecordBatch) (sent bool, err error) {
-	brief, cancel := context.WithTimeout(ctx, pieces)
-	defer cancel()
+	brief := &patience{Context: ctx}
+	defer brief.end()
 	h, _, err := b.build.Publish(brief, batch, &b.task.written)
 	if err == nil {
 		return b.task.publish(sequence, h)

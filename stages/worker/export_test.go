@@ -1,6 +1,10 @@
 package worker
 
-import "github.com/stokehold/stokehold/arrowio/shm/handoff"
+import (
+	"context"
+
+	"github.com/stokehold/stokehold/arrowio/shm/handoff"
+)
 
 // DecodeMessage decodes a packet as each kind of message, for the fuzz test and
 // the test vectors of the protocol's specification.
@@ -108,4 +112,10 @@ func Vectors() (map[string][]byte, error) {
 		}
 	}
 	return out, nil
+}
+
+// Patience is the context in which a child takes memory for an output.
+func Patience(ctx context.Context) (brief context.Context, end func()) {
+	p := &patience{Context: ctx}
+	return p, p.end
 }

@@ -347,6 +347,46 @@ func TestPythonDiesWithLastWords(t *testing.T) {
 	until(t, "both are gone", func() bool { return gone(child) && gone(grandchild) })
 }
 
+// TestPythonThatIsNoWorker starts programs that do not speak the protocol: each is an
+// error that says what happened, and nothing of it is left.
+func TestPythonThatIsNoWorker(t *testing.T) {
+	const enough = time.Minute // to start Python on a busy machine
+	for name, tc := range map[string]struct {
+		program string
+		limit   time.Duration
+		want    []string
+	}{
+		"prints garbage":           {`import sys; sys.stdout.buffer.write(bytes(range(256)) * 4096); print("the end")`, enough, []string{"exit status 0", "the end"}},
+		"sends garbage":            {`import socket; s = socket.socket(fileno=3); s.send(b"what?"); s.recv(1); s.recv(1)`, enough, []string{"packet of 5 bytes"}},
+		"sends garbage in a frame": {`import socket; s = socket.socket(fileno=3); s.send(bytes([32, 0]) + b"?" * 26); s.recv(1); s.recv(1)`, enough, []string{"protocol"}},
+		"exits at once":            {`raise SystemExit(9)`, enough, []string{"exit status 9"}},
+		"cannot be imported":       {`import nothing_of_that_name`, enough, []string{"exit status 1", "ModuleNotFoundError"}},
+		"never reads":              {`import time; time.sleep(600)`, 200 * time.Millisecond, []string{"not ready after"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := descriptors(t)
+			h, err := worker.Start(t.Context(), worker.Config{
+				Command: []string{pythontest.Interpreter(t), "-c", tc.program}, StartTimeout: tc.limit, Backoff: time.Millisecond,
+			})
+			if err == nil {
+				t.Fatal("it started", h.Close(t.Context()))
+			}
+			if !errors.Is(err, worker.ErrWorkerDied) {
+				t.Error(err)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is not in %v", want, err)
+				}
+			}
+			if n := len(err.Error()); n > 64<<10 {
+				t.Errorf("an error of %d bytes", n)
+			}
+			until(t, "nothing is left open", func() bool { return descriptors(t) == before })
+		})
+	}
+}
+
 func TestPythonByHandSaysWhatItIs(t *testing.T) {
 	for _, args := range [][]string{{"testdata/stages.py"}, {"-m", "stokehold"}} {
 		cmd := exec.CommandContext(t.Context(), pythontest.Interpreter(t), args...)

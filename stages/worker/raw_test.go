@@ -192,6 +192,10 @@ func misbehave(mode string, tokens []uint64) {
 		fd, err := unix.Open("/", unix.O_RDONLY, 0)
 		must(err)
 		output(fd)
+	case "device":
+		fd, err := unix.Open("/dev/zero", unix.O_RDONLY, 0)
+		must(err)
+		output(fd)
 	case "no descriptor":
 		output()
 	case "two descriptors":
@@ -284,7 +288,7 @@ func misbehave(mode string, tokens []uint64) {
 
 func TestHostileChildren(t *testing.T) {
 	hostile(t, worker.Config{}, map[string]error{
-		"unsealed": shm.ErrSeals, "sealed later": shm.ErrSeals, "wrong size": shm.ErrSeals, "pipe": shm.ErrSeals, "directory": shm.ErrSeals,
+		"unsealed": shm.ErrSeals, "sealed later": shm.ErrSeals, "wrong size": shm.ErrSeals, "pipe": shm.ErrSeals, "directory": shm.ErrSeals, "device": shm.ErrSeals,
 		"not a frame": arrowio.ErrCorrupt, "bad values": arrowio.ErrCorrupt,
 		"no descriptor": worker.ErrProtocol, "two descriptors": worker.ErrProtocol, "many descriptors": worker.ErrProtocol, "descriptor with done": worker.ErrProtocol,
 		"overflow": worker.ErrProtocol, "forged token": worker.ErrProtocol, "double release": worker.ErrProtocol, "release of 2^32-1": worker.ErrProtocol, "open of no input": worker.ErrProtocol,

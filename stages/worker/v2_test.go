@@ -9,6 +9,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -153,6 +154,31 @@ func TestSharedOutputs(t *testing.T) {
 			}
 		}
 		return descriptors(t) == before
+	})
+}
+
+// TestPatienceBeginsWithTheWait: that the process did not run before does not count.
+func TestPatienceBeginsWithTheWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		brief, end := worker.Patience(t.Context())
+		defer end()
+		<-time.After(time.Minute) // of the bubble
+		if err := brief.Err(); err != nil {
+			t.Error(err)
+		}
+		begun := time.Now()
+		<-brief.Done()
+		if err := brief.Err(); !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != time.Millisecond {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		brief, end = worker.Patience(ctx)
+		defer end()
+		if err := brief.Err(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		<-brief.Done()
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,7 +30,8 @@ var errFull = errors.New("handoff: the peer does not read")
 
 // Conn is one end of the socket. Sends may be concurrent; there is one receiver.
 // Messages without descriptors are sent and received without allocating. A
-// connection takes two descriptors and, while it is received from, a thread.
+// connection takes two descriptors and, while it is received from, a thread; one
+// descriptor and no thread if it is made while GOMAXPROCS is 1.
 type Conn struct {
 	// SendTimeout bounds each Send; 0: it does not. Set before use.
 	SendTimeout time.Duration
@@ -94,7 +96,11 @@ func (t *transfer) call(trap uintptr, fd int, flags uintptr) {
 func NewConn(f *os.File, carries func(Kind) int) (*Conn, error) { return newConn(f, carries) }
 
 func newConn(from syscall.Conn, carries func(Kind) int) (*Conn, error) {
-	sock, err := newSocket(from)
+	return makeConn(from, carries, runtime.GOMAXPROCS(0) == 1)
+}
+
+func makeConn(from syscall.Conn, carries func(Kind) int, poller bool) (*Conn, error) {
+	sock, err := newSocket(from, poller)
 	if err != nil {
 		return nil, err
 	}

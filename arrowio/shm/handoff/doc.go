@@ -31,7 +31,8 @@
 // its peer; one more goroutine pings and looks for the dead. A Client receives in
 // whichever goroutine waits for an answer (Inbox), and has one that receives while
 // nobody waits and one that watches for silence. Who receives does so in a system
-// call that blocks, so a connection takes a thread; docs/decisions/0009 says why.
+// call that blocks, so a connection takes a thread, except with GOMAXPROCS=1;
+// docs/decisions/0009 says why.
 // Locks are taken in the order Server.mu, peer.mu, then those of package shm; and
 // Client.mu before Inbox.mu before Conn.mu. Nothing that can wait for a peer is done
 // under a lock but Conn's own.

@@ -1,6 +1,17 @@
 package handoff
 
-import "github.com/stokehold/stokehold/arrowio/shm"
+import (
+	"os"
+
+	"github.com/stokehold/stokehold/arrowio/shm"
+)
+
+// NewConnWaiting is NewConn for messages without descriptors, with a say in where
+// they are waited for: in Go's poller, as where there is one processor, or in the
+// kernel.
+func NewConnWaiting(f *os.File, poller bool) (*Conn, error) {
+	return makeConn(f, func(Kind) int { return 0 }, poller)
+}
 
 // WithStep calls step at each point of the protocol at which a server may be
 // killed.

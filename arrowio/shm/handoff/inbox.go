@@ -15,7 +15,7 @@ import (
 // to wake a second one, often on another CPU, and that takes longer than all else
 // in a hand-over. While nobody waits, Keep receives.
 //
-// An Inbox takes a thread while it is open.
+// An Inbox takes a thread while it is open, except with GOMAXPROCS=1: see Conn.
 type Inbox struct {
 	conn    *Conn
 	silence time.Duration

@@ -24,14 +24,26 @@ type inbox struct {
 	kept       chan error    // what Keep returned
 }
 
-func newInbox(t *testing.T, silence time.Duration) *inbox {
+// opener makes an inbox whose connection waits in one of the two ways.
+type opener func(t *testing.T, silence time.Duration) *inbox
+
+// eachWay runs a test with connections that wait in the kernel, and with those of a
+// process that has one processor.
+func eachWay(t *testing.T, test func(t *testing.T, newInbox opener)) {
+	for name, poller := range map[string]bool{"in the kernel": false, "in the poller": true} {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(t *testing.T, silence time.Duration) *inbox { return openInbox(t, silence, poller) })
+		})
+	}
+}
+
+func openInbox(t *testing.T, silence time.Duration, poller bool) *inbox {
 	t.Helper()
 	ours, theirs, err := handoff.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	none := func(handoff.Kind) int { return 0 }
-	in := &inbox{conn: must(handoff.NewConn(ours, none)), peer: must(handoff.NewConn(theirs, none)), kept: make(chan error, 1)}
+	in := &inbox{conn: must(handoff.NewConnWaiting(ours, poller)), peer: must(handoff.NewConnWaiting(theirs, poller)), kept: make(chan error, 1)}
 	ours.Close()
 	theirs.Close()
 	in.Inbox = handoff.NewInbox(in.conn, silence, func(p handoff.Packet, err error) error {
@@ -78,7 +90,9 @@ func told(t *testing.T, what string, c <-chan error) error {
 }
 
 // TestInboxWaiterReceives: without a keeper nobody but the waiter could.
-func TestInboxWaiterReceives(t *testing.T) {
+func TestInboxWaiterReceives(t *testing.T) { eachWay(t, inboxWaiterReceives) }
+
+func inboxWaiterReceives(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	done := in.await(3)
 	for n := uint64(1); n <= 3; n++ {
@@ -91,7 +105,9 @@ func TestInboxWaiterReceives(t *testing.T) {
 
 // TestInboxTakesTurns: a waiter takes over from the keeper, waiters from one
 // another, and the keeper from the last of them.
-func TestInboxTakesTurns(t *testing.T) {
+func TestInboxTakesTurns(t *testing.T) { eachWay(t, inboxTakesTurns) }
+
+func inboxTakesTurns(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	in.keep()
 	in.send(t, 1)
@@ -113,7 +129,9 @@ func TestInboxTakesTurns(t *testing.T) {
 
 // TestInboxAfterALongTurn: the keeper comes back when a waiter that it has left
 // alone for long ends.
-func TestInboxAfterALongTurn(t *testing.T) {
+func TestInboxAfterALongTurn(t *testing.T) { eachWay(t, inboxAfterALongTurn) }
+
+func inboxAfterALongTurn(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	in.keep()
 	done := in.await(1)
@@ -126,7 +144,9 @@ func TestInboxAfterALongTurn(t *testing.T) {
 	eventually(t, "kept", func() bool { return in.got.Load() == 2 })
 }
 
-func TestInboxPolls(t *testing.T) {
+func TestInboxPolls(t *testing.T) { eachWay(t, inboxPolls) }
+
+func inboxPolls(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	in.keep()
 	other := in.await(1) // receives without a limit
@@ -144,7 +164,9 @@ func TestInboxPolls(t *testing.T) {
 	}
 }
 
-func TestInboxWake(t *testing.T) {
+func TestInboxWake(t *testing.T) { eachWay(t, inboxWake) }
+
+func inboxWake(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	var stop atomic.Bool
 	var done []chan error
@@ -163,7 +185,9 @@ func TestInboxWake(t *testing.T) {
 	}
 }
 
-func TestInboxEnds(t *testing.T) {
+func TestInboxEnds(t *testing.T) { eachWay(t, inboxEnds) }
+
+func inboxEnds(t *testing.T, newInbox opener) {
 	for name, tc := range map[string]struct {
 		silence time.Duration
 		end     func(*inbox)
@@ -195,7 +219,9 @@ func TestInboxEnds(t *testing.T) {
 
 // TestConnCloseReleases: Close returns when nobody uses the descriptors, also of a
 // connection that is received from and one whose peer does not read.
-func TestConnCloseReleases(t *testing.T) {
+func TestConnCloseReleases(t *testing.T) { eachWay(t, connCloseReleases) }
+
+func connCloseReleases(t *testing.T, newInbox opener) {
 	before := ownFootprint()
 	in := newInbox(t, 0)
 	in.keep()
@@ -221,7 +247,9 @@ func TestConnCloseReleases(t *testing.T) {
 }
 
 // TestConnCloseEndsSend: a Send that waits for a peer that does not read ends.
-func TestConnCloseEndsSend(t *testing.T) {
+func TestConnCloseEndsSend(t *testing.T) { eachWay(t, connCloseEndsSend) }
+
+func connCloseEndsSend(t *testing.T, newInbox opener) {
 	in := newInbox(t, 0)
 	ended := make(chan error, 1)
 	var sent atomic.Int64

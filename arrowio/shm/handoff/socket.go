@@ -23,19 +23,32 @@ var errWoken = errors.New("handoff: woken")
 // thread, often on another CPU: that is the better part of what a hand-over takes.
 // (Nor may the poller know the socket: it is told of each message, whoever waits.)
 // The price is a thread for as long as somebody waits.
+//
+// A process with a single processor (GOMAXPROCS=1) waits in Go's poller all the
+// same. There a thread that waits in the kernel keeps everything else from running
+// until the scheduler has noticed it, which takes more than 20 us each time, and
+// the poller's thread is the one that goes on.
 type socket struct {
 	mu       sync.RWMutex // read-locked while the descriptors are used
 	closing  atomic.Bool
 	closed   bool
-	fd, bell int // bell: an eventfd that wakes the receiver
+	fd, bell int // bell: an eventfd that wakes the receiver; -1 with a file
 
 	// Of the receiver; here, so that waiting allocates nothing.
 	fds   [2]unix.PollFd
 	limit unix.Timespec
+
+	// In Go's poller only. The file owns fd.
+	file  *os.File
+	raw   syscall.RawConn
+	rung  atomic.Bool
+	want  int16                 // what the receiver waits for
+	ready func(fd uintptr) bool // whether it is there
 }
 
-// newSocket makes a socket of one that stays the caller's.
-func newSocket(from syscall.Conn) (*socket, error) {
+// newSocket makes a socket of one that stays the caller's. poller: it is waited on
+// in Go's poller.
+func newSocket(from syscall.Conn, poller bool) (*socket, error) {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("handoff: socket: %w", err)
@@ -51,7 +64,11 @@ func newSocket(from syscall.Conn) (*socket, error) {
 			s.fd, inner = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
 		}
 	})
-	if err = errors.Join(err, inner); err == nil {
+	switch err = errors.Join(err, inner); {
+	case err != nil:
+	case poller:
+		err = s.enter()
+	default:
 		s.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	}
 	if err != nil {
@@ -59,6 +76,19 @@ func newSocket(from syscall.Conn) (*socket, error) {
 		return nil, fmt.Errorf("handoff: socket: %w", err)
 	}
 	return s, nil
+}
+
+// enter gives the descriptor to Go's poller.
+func (s *socket) enter() (err error) {
+	if err := unix.SetNonblock(s.fd, true); err != nil {
+		return err
+	}
+	s.file = os.NewFile(uintptr(s.fd), "handoff")
+	s.ready = func(fd uintptr) bool { return polled(int(fd), s.want) != 0 }
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		return err
+	}
+	return s.file.SetReadDeadline(time.Time{}) // an error if the poller does not take it
 }
 
 // use calls f with the descriptor, which stays open meanwhile.
@@ -80,6 +110,9 @@ func (s *socket) wait(events int16, limit time.Duration) error {
 	defer s.mu.RUnlock()
 	if s.closing.Load() {
 		return net.ErrClosed
+	}
+	if s.file != nil {
+		return s.park(events, limit)
 	}
 	s.fds = [...]unix.PollFd{{Fd: int32(s.fd), Events: events}, {Fd: int32(s.bell), Events: unix.POLLIN}}
 	var timeout *unix.Timespec
@@ -105,6 +138,36 @@ func (s *socket) wait(events int16, limit time.Duration) error {
 	return nil
 }
 
+// park is wait in Go's poller.
+func (s *socket) park(events int16, limit time.Duration) error {
+	var until time.Time
+	if limit > 0 {
+		until = time.Now().Add(limit)
+	}
+	err := s.file.SetReadDeadline(until)
+	// Looked at after the deadline is set: a pull from now on cuts that short.
+	if s.rung.Swap(false) {
+		return errWoken
+	}
+	if err == nil {
+		s.want = events
+		err = s.raw.Read(s.ready)
+	}
+	switch {
+	case s.closing.Load():
+		return net.ErrClosed
+	case s.rung.Swap(false):
+		return errWoken
+	case errors.Is(err, os.ErrDeadlineExceeded) && (limit <= 0 || time.Until(until) > 0):
+		return errWoken // by a pull that an earlier wait has seen
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return os.ErrDeadlineExceeded
+	case err != nil:
+		return fmt.Errorf("handoff: wait: %w", err)
+	}
+	return nil
+}
+
 // ring makes wait return errWoken, now or as soon as it is called.
 func (s *socket) ring() {
 	s.mu.RLock()
@@ -115,6 +178,11 @@ func (s *socket) ring() {
 }
 
 func (s *socket) pull() {
+	if s.file != nil {
+		s.rung.Store(true)
+		_ = s.file.SetReadDeadline(time.Unix(1, 0)) // long over
+		return
+	}
 	one := [8]byte{1}
 	_, _ = unix.Write(s.bell, one[:]) // full after 2^64-2 pulls, and then it rings
 }
@@ -125,13 +193,17 @@ func (s *socket) close() {
 	if s.closing.Swap(true) {
 		return
 	}
-	if s.bell >= 0 {
+	if s.bell >= 0 || s.file != nil {
 		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // wakes who waits to send; the peer may have gone
 		s.pull()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	if s.file != nil {
+		_ = s.file.Close() // nothing to lose
+		return
+	}
 	for _, fd := range []int{s.fd, s.bell} {
 		if fd >= 0 {
 			_ = unix.Close(fd) // nothing to lose

@@ -15,6 +15,7 @@ from .errors import HostGoneError, ProtocolError
 # As plain integers: the enumerations take microseconds to combine.
 _CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0x40000000))
 _DONTWAIT, _CTRUNC, _TRUNC = int(socket.MSG_DONTWAIT), int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # No message carries more than one descriptor. The rest of the space is there to
 # tell too many from a full descriptor table.
 _CONTROL_BYTES = socket.CMSG_SPACE(4 * 4)
@@ -31,7 +32,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = threading.RLock()  # a finalizer that logs may run in the middle of a send
-        self._buffer = bytearray(wire.MAX_PACKET + 1)
+        self._buffer = memoryview(bytearray(wire.MAX_PACKET + 1))
+        self._buffers = [self._buffer]
 
     def send(self, kind: wire.Kind, job: int = 0, payload: bytes = b"", fd: int | None = None) -> None:
         """Send a message, with a duplicate of fd, which stays the caller's.
@@ -39,10 +41,13 @@ class Channel:
         HostGoneError if the peer is gone, ValueError if the message is too large.
         """
         packet = wire.encode(kind, job, payload)
-        control = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
         try:
             with self._lock:
-                self._sock.sendmsg([packet], control, socket.MSG_NOSIGNAL)
+                if fd is None:
+                    self._sock.send(packet, _NOSIGNAL)
+                else:
+                    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
+                    self._sock.sendmsg([packet], control, _NOSIGNAL)
         except OSError as e:
             if e.errno in _GONE:
                 raise HostGoneError("the host is gone") from e
@@ -56,14 +61,14 @@ class Channel:
         """
         flags = _CMSG_CLOEXEC | (0 if wait else _DONTWAIT)
         try:
-            n, control, got, _ = self._sock.recvmsg_into([self._buffer], _CONTROL_BYTES, flags)
+            n, control, got, _ = self._sock.recvmsg_into(self._buffers, _CONTROL_BYTES, flags)
         except BlockingIOError:
             return None
         except OSError as e:
             if e.errno in _GONE:
                 raise HostGoneError("the host is gone") from e
             raise
-        fds = _descriptors(control)
+        fds = _descriptors(control) if control else ()
         try:
             if n == 0 and not fds:
                 raise HostGoneError("the host closed the connection")
@@ -73,7 +78,7 @@ class Channel:
                 )
             if got & _TRUNC or n > wire.MAX_PACKET:
                 raise ProtocolError(f"message larger than {wire.MAX_PACKET} bytes")
-            return wire.decode(memoryview(self._buffer)[:n], fds)
+            return wire.decode(self._buffer[:n], fds)
         except Exception:
             for fd in fds:
                 os.close(fd)

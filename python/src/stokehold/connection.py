@@ -196,7 +196,7 @@ class Connection:
                 continue  # another thread receives, also for this one
             try:
                 if not ready() and self.fault is None:
-                    if job:
+                    if job and job.dropped:
                         self.flush(job)
                     self._receive(wait=True)
             finally:
@@ -204,7 +204,7 @@ class Connection:
 
     def flush(self, job: Job) -> None:
         """Give back the leases that nobody refers to."""
-        while tokens := self.collect(job, wire.MAX_TOKENS):
+        while job.dropped and (tokens := self.collect(job, wire.MAX_TOKENS)):
             self.channel.send(Kind.RELEASE, job.number, wire.encode_tokens(tokens))
 
     def collect(self, job: Job, most: int) -> list[int]:
@@ -283,6 +283,15 @@ class Connection:
     def _handle(self, packet: wire.Packet) -> None:
         payload = packet.payload
         match packet.kind:
+            # The most frequent ones first.
+            case Kind.BATCH:
+                job = self.job or self._pending
+                if job is not None and job.number == packet.job:
+                    self._arrived(job, payload)
+            case Kind.ACK | Kind.END | Kind.SAVED | Kind.CANCEL:
+                job = self.job or self._pending
+                if job is not None and job.number == packet.job:
+                    self._of_job(job, packet)
             case Kind.PING:
                 wire.fields(wire.U64, payload)
                 self.channel.send(Kind.PONG, 0, payload)
@@ -311,18 +320,12 @@ class Connection:
                 if self.job is not None or self._pending is not None:
                     raise ProtocolError(f"job {packet.job} while another runs")
                 self._pending = Job(packet.job, wire.from_json(payload))
-            case Kind.BATCH | Kind.END | Kind.ACK | Kind.SAVED | Kind.CANCEL:
-                job = self.job or self._pending
-                if job is not None and job.number == packet.job:
-                    self._of_job(job, packet)
             case _:
                 raise ProtocolError(f"message of kind {packet.kind} from the host")
 
     def _of_job(self, job: Job, packet: wire.Packet) -> None:
         payload = packet.payload
-        if packet.kind == Kind.BATCH:
-            self._arrived(job, payload)
-        elif packet.kind == Kind.END:
+        if packet.kind == Kind.END:
             state = _input(job, wire.fields(wire.END, payload)[0])
             state.open = False
         elif packet.kind == Kind.ACK:
@@ -359,7 +362,7 @@ class Connection:
             state.arrivals.append(Arrival(sequence, Lease(token, mapping, job.dropped), offset, length))
 
     def handed(self, state: InputState) -> int:
-        """Return how many batches of an input the stage refers to, or has just let go."""
+        """Return how many batches of an input the stage refers to, or has just let go: at most state.held."""
         with self._flushing:
             return state.held - len(state.arrivals)
 

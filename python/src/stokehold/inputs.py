@@ -82,7 +82,7 @@ class Input:
             conn.flush(job)
         if not state.arrivals:
             conn.flush(job)
-            if state.open and conn.handed(state) >= job.credit:
+            if state.held >= job.credit and state.open and conn.handed(state) >= job.credit:
                 self._starved()
             conn.wait(lambda: bool(state.arrivals) or not state.open, job)
         conn.check(job)
@@ -124,12 +124,12 @@ class Input:
 
     def _last_of_credit(self) -> bool:
         """Tell whether the stage, with the next batch, has all that the host lends: nothing could follow."""
-        credit, conn = self._job.credit, self._connection
+        credit, conn, state = self._job.credit, self._connection, self._state
         # A for loop holds a batch until it has the next, so two of two are normal.
-        if credit == 2 or conn.handed(self._state) < credit:
+        if credit == 2 or state.held < credit or conn.handed(state) < credit:
             return False
         conn.flush(self._job)
-        return conn.handed(self._state) >= credit
+        return conn.handed(state) >= credit
 
 
 def copy(batch: pa.RecordBatch) -> pa.RecordBatch:

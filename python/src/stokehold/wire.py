@@ -19,6 +19,7 @@ SOCKET_FD = 3
 ENVIRONMENT = "STOKEHOLD_WORKER"
 
 HEADER = Struct("<HHIII")
+_HEADER_BYTES = HEADER.size
 MAX_PACKET = 65_536
 MAX_PAYLOAD = MAX_PACKET - HEADER.size
 MAX_TOKENS = 1024  # in one release or returned
@@ -68,9 +69,11 @@ class Kind(IntEnum):
     WORKER_ERROR = 45
 
 
-WITH_DESCRIPTOR = frozenset({Kind.ARENA, Kind.OUTPUT, Kind.GRANT, Kind.MODEL})
+# Plain integers, as is what comes out of a packet.
+WITH_DESCRIPTOR = frozenset(map(int, {Kind.ARENA, Kind.OUTPUT, Kind.GRANT, Kind.MODEL}))
 OF_A_JOB = frozenset(
-    {
+    int(kind)
+    for kind in (
         Kind.TASK,
         Kind.BATCH,
         Kind.END,
@@ -87,7 +90,7 @@ OF_A_JOB = frozenset(
         Kind.OPEN,
         Kind.PUBLISH,
         Kind.MODEL,
-    }
+    )
 )
 
 HELLO = Struct("<IIIIQQ")  # magic, version, heartbeat ms, flags, most arena bytes, most model bytes
@@ -98,6 +101,7 @@ BATCH = Struct("<H6xQQ16sQQQ")  # input, sequence, token, arena, offset, length,
 END = Struct("<H")
 U64 = Struct("<Q")
 TOKENS = Struct("<I4x")  # count; then so many u64
+_ONE_TOKEN = Struct("<I4xQ")
 OUTPUT = Struct("<QQQ")  # sequence, size, length
 OPEN = Struct("<H6xQQ")  # input, from, to
 PUBLISH = Struct("<QQ16sQQQ")  # sequence, token, arena, offset, length, generation
@@ -126,18 +130,19 @@ def encode(kind: Kind, job: int, payload: bytes) -> bytes:
 
 def decode(packet: bytes | memoryview, fds: tuple[int, ...] = ()) -> Packet:
     """Read the header and check everything in it that does not depend on state."""
-    if len(packet) < HEADER.size:
-        raise ProtocolError(f"packet of {len(packet)} bytes")
+    size = len(packet)
+    if size < _HEADER_BYTES:
+        raise ProtocolError(f"packet of {size} bytes")
     kind, reserved, job, length, reserved2 = HEADER.unpack_from(packet)
     if reserved or reserved2:
         raise ProtocolError("reserved header fields are not 0")
-    if length != len(packet) - HEADER.size:
-        raise ProtocolError(f"payload of {len(packet) - HEADER.size} bytes, stated {length}")
-    if (want := int(kind in WITH_DESCRIPTOR)) != len(fds):
-        raise ProtocolError(f"message of kind {kind} with {len(fds)} descriptors, want {want}")
+    if length != size - _HEADER_BYTES:
+        raise ProtocolError(f"payload of {size - _HEADER_BYTES} bytes, stated {length}")
+    if (kind in WITH_DESCRIPTOR) != len(fds):
+        raise ProtocolError(f"message of kind {kind} with {len(fds)} descriptors, want {int(kind in WITH_DESCRIPTOR)}")
     if (kind in OF_A_JOB) != (job != 0):
         raise ProtocolError(f"message of kind {kind} with job number {job}")
-    return Packet(kind, job, bytes(packet[HEADER.size :]), fds)
+    return Packet(kind, job, bytes(packet[_HEADER_BYTES:]), fds)
 
 
 def fields(layout: Struct, payload: bytes) -> tuple[Any, ...]:
@@ -157,6 +162,8 @@ def tokens(payload: bytes) -> tuple[int, ...]:
 
 def encode_tokens(values: list[int]) -> bytes:
     """Write the payload of release or returned."""
+    if len(values) == 1:  # as a rule
+        return _ONE_TOKEN.pack(1, values[0])
     return TOKENS.pack(len(values)) + Struct(f"<{len(values)}Q").pack(*values)
 
 
