@@ -64,11 +64,11 @@ func benchmarkCatalog(b *testing.B, n uint64) {
 		b.Fatal(err)
 	}
 	const together, rounds, alone = 2 * tiers.BlockBatches, 16, 64
-	starts := n/together - 1 // the newest have keys of their own
+	starts := n/tiers.BlockBatches - 2 // the newest have keys of their own
 	flip := func(round int, count uint64) {
 		seqs := make([]uint64, count)
 		for i := range seqs {
-			seqs[i] = uint64(round)%starts*together + uint64(i)
+			seqs[i] = uint64(round)%starts*tiers.BlockBatches + uint64(i)
 		}
 		if err := tiers.Flip(w.ctx, s, dataset, seqs, fmt.Sprint(round)); err != nil {
 			b.Fatal(err)

@@ -57,6 +57,7 @@ type Store struct {
 	leaseTTL   time.Duration
 	moves      moves
 	healing    keyed
+	claimed    atomic.Bool // the cold tier is this catalog's
 	background sync.WaitGroup
 	finished   bell // rung when a stage of this process has finished with a dataset
 

@@ -36,7 +36,7 @@ func (s settings) wants(name string) bool { return strings.Contains(name, s.only
 // groups are the parts of the benchmark, each with its rows of the table.
 func groups() map[string]func(settings) ([]benchtable.Row, error) {
 	return map[string]func(settings) ([]benchtable.Row, error){
-		"catalog": catalogGroup, "parquet": parquetGroup, "prefetch": prefetchGroup, "s3": s3Group,
+		"catalog": catalogGroup, "parquet": parquetGroup, "prefetch": prefetchGroup, "s3": s3Group, "warm": warmGroup,
 	}
 }
 
@@ -46,7 +46,7 @@ func run() error {
 	flag.StringVar(&s.only, "only", "", "run the cases whose names contain this")
 	flag.StringVar(&s.python, "python", ".venv/bin/python", "a Python with pyarrow")
 	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "write a CPU profile of our side")
-	flag.StringVar(&s.group, "group", "", "run this group alone: catalog, parquet, prefetch or s3")
+	flag.StringVar(&s.group, "group", "", "run this group alone: catalog, parquet, prefetch, s3 or warm")
 	out := flag.String("o", ".bench/tiers.json", "where the table goes as JSON")
 	flag.Parse()
 	var rows []benchtable.Row
