@@ -3,6 +3,7 @@ package tiers_test
 import (
 	"fmt"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func benchmarkCatalog(b *testing.B, n uint64) {
 		for i := range seqs {
 			seqs[i] = uint64(round)%starts*tiers.BlockBatches + uint64(i)
 		}
-		if err := tiers.Flip(w.ctx, s, dataset, seqs, fmt.Sprint(round)); err != nil {
+		if err := tiers.Flip(w.ctx, s, dataset, seqs, strconv.Itoa(round)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -40,7 +40,7 @@ func (s *Store) ownCold(ctx context.Context, remove bool) error {
 // For when that one is gone: the other then moves nothing there any more, and
 // Collect takes what it has stored for what nothing names.
 func (s *Store) TakeOverCold(ctx context.Context) error {
-	err := error(nil)
+	var err error
 	switch {
 	case s.closed.Load():
 		err = ErrClosed

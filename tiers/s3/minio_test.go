@@ -2,8 +2,8 @@ package s3_test
 
 import (
 	"errors"
-	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -80,7 +80,7 @@ func TestFullDiskOfMinIO(t *testing.T) {
 	var err error
 	for ; n < 10 && err == nil; n++ {
 		body[0] = byte(n)
-		err = s.Put(t.Context(), fmt.Sprint(n), body)
+		err = s.Put(t.Context(), strconv.Itoa(n), body)
 	}
 	if n--; n == 0 || !errors.Is(err, s3.ErrUnavailable) || !strings.Contains(err.Error(), "no space left") {
 		t.Fatalf("after %d objects: %v, want ErrUnavailable", n, err)
