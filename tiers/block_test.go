@@ -249,38 +249,3 @@ func TestLastAccessIsKept(t *testing.T) {
 		t.Errorf("another store sees it read at %v", got)
 	}
 }
-
-// What a batch costs to list, and to flip with others, as the dataset grows.
-func BenchmarkCatalog(b *testing.B) {
-	for _, n := range []uint64{1_000, 10_000, 100_000, 1_000_000} {
-		b.Run(fmt.Sprintf("batches=%d", n), func(b *testing.B) {
-			w := newWorld(b)
-			w.ctx = b.Context() // a million takes longer than a test may
-			s, _ := w.store(0)
-			if err := tiers.Fill(w.ctx, s, dataset, n); err != nil {
-				b.Fatal(err)
-			}
-			begun := time.Now()
-			if _, err := s.Compact(w.ctx, dataset); err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(float64(time.Since(begun).Nanoseconds())/float64(n), "compact-ns/batch")
-			b.ResetTimer()
-			for b.Loop() {
-				begun = time.Now()
-				checkEntries(b, w, s, n)
-				b.ReportMetric(float64(time.Since(begun).Nanoseconds())/float64(n), "list-ns/batch")
-				begun = time.Now()
-				const flips = 1_000
-				seqs := make([]uint64, min(flips, tiers.BlockBatches*(n/tiers.BlockBatches-1)))
-				for i := range seqs {
-					seqs[i] = uint64(i)
-				}
-				if err := tiers.Flip(w.ctx, s, dataset, seqs, "x"); err != nil {
-					b.Fatal(err)
-				}
-				b.ReportMetric(float64(len(seqs))/time.Since(begun).Seconds(), "flips/s")
-			}
-		})
-	}
-}

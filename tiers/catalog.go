@@ -2,6 +2,7 @@ package tiers
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type catalog struct {
 	stream jetstream.Stream
 	conn   *nats.Conn
 	bucket string
+	id     string // of this catalog, wherever it is opened
 	blocks blockCodec
 }
 
@@ -42,7 +44,8 @@ type catalog struct {
 const catalogFormat = 2
 
 type formatRecord struct {
-	Version int `json:"version"`
+	Version int    `json:"version"`
+	ID      string `json:"id,omitempty"` // random; see catalog.deployment
 }
 
 // headRecord is what is stored of a dataset. The part belongs to Fence: keeping
@@ -119,16 +122,20 @@ func openCatalog(ctx context.Context, nc *nats.Conn, prefix string) (*catalog, e
 // no mark: it is new, or of version 1, whose entries are read as they are.
 func (c *catalog) checkFormat(ctx context.Context) error {
 	f, err := update(ctx, c, "format", func(f *formatRecord, _ bool) (bool, error) {
-		if f.Version >= catalogFormat {
+		if f.Version > catalogFormat || f.Version == catalogFormat && f.ID != "" {
 			return false, nil
 		}
 		f.Version = catalogFormat
+		if f.ID == "" {
+			f.ID = rand.Text()
+		}
 		return true, nil
 	})
 	if err == nil && f.Version > catalogFormat {
 		err = fmt.Errorf("%w: bucket %s has version %d, this program knows versions up to %d: use a newer program, or another prefix",
 			ErrFormat, c.bucket, f.Version, catalogFormat)
 	}
+	c.id = f.ID
 	return err
 }
 

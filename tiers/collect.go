@@ -42,7 +42,7 @@ type Orphan struct {
 // them away; each is told of every one. Those younger than grace, by the clock of
 // the tier and with two hours added in case it was moved, are left alone.
 //
-// While it removes objects no migration begins, and it does not while one is under
+// OwnedError if the cold tier belongs to another catalog. While it removes objects no migration begins, and it does not while one is under
 // way: ErrBusy. A bounded number is in memory at a time.
 func (s *Store) Collect(ctx context.Context, grace time.Duration, remove bool, each func(Orphan) error) error {
 	if err := s.collect(ctx, grace, remove, each); err != nil {
@@ -54,6 +54,11 @@ func (s *Store) Collect(ctx context.Context, grace time.Duration, remove bool, e
 func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, each func(Orphan) error) (err error) {
 	if grace < 0 {
 		return fmt.Errorf("%w: a grace of %v", ErrMigration, grace)
+	}
+	if s.cold != nil {
+		if err := s.ownCold(ctx, remove); err != nil {
+			return err
+		}
 	}
 	if remove {
 		lease, err := s.lease(ctx, collector, leaseRecord{Owner: "the collector", To: End})

@@ -38,6 +38,9 @@ func (c coldCopies) write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBa
 	if err != nil {
 		return arrowio.Location{}, fmt.Errorf("encode as Parquet: %w", err)
 	}
+	if err := c.s.claimCold(ctx); err != nil {
+		return arrowio.Location{}, err
+	}
 	digest := digestOf(raw)
 	key := coldKey(digest)
 	if err := c.s.cold.Put(ctx, key, raw); err != nil {

@@ -169,7 +169,7 @@ func files(tb testing.TB, dir string) []string {
 	tb.Helper()
 	var out []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && filepath.Base(path) != ".lock" {
+		if err == nil && !d.IsDir() && filepath.Base(path) != ".lock" && filepath.Base(path) != tiers.OwnerKey {
 			rel, _ := filepath.Rel(dir, path)
 			out = append(out, rel)
 		}

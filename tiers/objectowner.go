@@ -21,7 +21,7 @@ type OwnedError struct {
 }
 
 func (e *OwnedError) Error() string {
-	return fmt.Sprintf("tiers: %v: %s names %q since %s (use another bucket, or take this one over if that deployment is gone)",
+	return fmt.Sprintf("tiers: %v: %s names %q since %s (use another bucket, or take this one over, `stokehold data take-over`, if that deployment is gone)",
 		ErrOwned, e.Store, e.Owner.Deployment, e.Owner.Since.Format(time.RFC3339))
 }
 

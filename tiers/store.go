@@ -59,6 +59,7 @@ type Store struct {
 	moves      moves
 	healing    keyed
 	takenOut   takenOut
+	claimed    atomic.Bool // the cold tier is this catalog's
 	background sync.WaitGroup
 	finished   bell // rung when a stage of this process has finished with a dataset
 

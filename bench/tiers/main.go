@@ -6,7 +6,9 @@ package main
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -33,7 +35,9 @@ func (s settings) wants(name string) bool { return strings.Contains(name, s.only
 
 // groups are the parts of the benchmark, each with its rows of the table.
 func groups() map[string]func(settings) ([]benchtable.Row, error) {
-	return map[string]func(settings) ([]benchtable.Row, error){"parquet": parquetGroup, "prefetch": prefetchGroup, "s3": s3Group}
+	return map[string]func(settings) ([]benchtable.Row, error){
+		"catalog": catalogGroup, "parquet": parquetGroup, "prefetch": prefetchGroup, "s3": s3Group, "warm": warmGroup,
+	}
 }
 
 func run() error {
@@ -42,15 +46,19 @@ func run() error {
 	flag.StringVar(&s.only, "only", "", "run the cases whose names contain this")
 	flag.StringVar(&s.python, "python", ".venv/bin/python", "a Python with pyarrow")
 	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "write a CPU profile of our side")
-	flag.StringVar(&s.group, "group", "", "run this group alone: parquet, prefetch or s3")
+	flag.StringVar(&s.group, "group", "", "run this group alone: catalog, parquet, prefetch, s3 or warm")
 	out := flag.String("o", ".bench/tiers.json", "where the table goes as JSON")
 	flag.Parse()
 	var rows []benchtable.Row
-	for name, group := range groups() {
+	all := groups()
+	if _, ok := all[s.group]; s.group != "" && !ok {
+		return fmt.Errorf("no group %q", s.group)
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if s.group != "" && s.group != name {
 			continue
 		}
-		more, err := group(s)
+		more, err := all[name](s)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}

@@ -32,7 +32,7 @@ func (a *app) data() *cobra.Command {
 	}
 	config.ServerFlags(cmd.PersistentFlags())
 	cmd.AddCommand(a.dataList(), a.dataShow(), a.dataVerify(), a.dataCollect(), a.dataPin(), a.dataUnpin(), a.dataMove(), a.dataExport(),
-		a.dataLabel(), a.dataDeclassify())
+		a.dataLabel(), a.dataDeclassify(), a.dataTakeOver())
 	return cmd
 }
 
@@ -282,6 +282,25 @@ func (a *app) dataUnpin() *cobra.Command {
 				fmt.Fprintf(a.env.Out, "%s removed\n", plural(n, "pin", "pins"))
 			}
 			return err
+		})
+	}
+	return cmd
+}
+
+func (a *app) dataTakeOver() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "take-over", Short: "Make the cold tier this system's, though another has claimed it",
+		Long: "Makes the object store's bucket this system's cold tier although another system has claimed it. Only when that one is gone: " +
+			"it moves nothing there any more, and data gc takes what it has stored for what nothing names.",
+		Args: args(),
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+			if err := d.TakeOverCold(ctx); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.env.Out, "the cold tier is this system's")
+			return nil
 		})
 	}
 	return cmd

@@ -122,6 +122,14 @@ func TestData(t *testing.T) {
 	expect("cold", "move", "flights/labels", "--evict", "--wait")
 	expect("batches in the warm tier", "move", "flights/labels", "--tier", "warm", "--wait")
 	expect("0 copies", "gc")
+	if err := tiers.ClaimObjects(ctx, objects, "another", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, code := stokehold("gc", "--delete"); code != exitFailure || !strings.Contains(errs, "data take-over") {
+		t.Errorf("in another's cold tier: exit %d, %s", code, errs)
+	}
+	expect("this system's", "take-over")
+	expect("0 copies", "gc")
 
 	var damaged string
 	err = filepath.WalkDir(warm, func(path string, d os.DirEntry, err error) error {

@@ -110,6 +110,7 @@ type dataSystem interface {
 	AddLabels(ctx context.Context, dataset string, labels label.Set) error
 	Declassify(ctx context.Context, dataset string, d label.Declassification, actor string) (label.Set, error)
 	Whoami(ctx context.Context) (string, error) // "": nobody known
+	TakeOverCold(ctx context.Context) error
 	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
 	Migrate(ctx context.Context, m workflows.Migration) (id string, err error)
 	Migrated(ctx context.Context, id string) (workflows.MigrationResult, error)

@@ -225,21 +225,33 @@ func (d *download) continued(ctx context.Context, res *response, dst []byte, sum
 	}
 }
 
+// read fills dst. What need not be summed is taken in pieces as large as the kernel
+// has them, the rest in pieces that stay in the processor's cache until they are.
 func (d *download) read(res *response, dst []byte, sum hash.Hash) (int, error) {
-	done := 0
+	done, since := 0, 0 // since the timer was set
 	for done < len(dst) {
-		n, err := io.ReadFull(res.body, dst[done:min(done+readBytes, len(dst))])
+		end := len(dst)
+		if sum != nil {
+			end = min(done+readBytes, end)
+		}
+		n, err := res.body.Read(dst[done:end])
 		if sum != nil {
 			_, _ = sum.Write(dst[done : done+n]) // never fails
 		}
 		done += n
-		if err != nil {
+		if err != nil && done < len(dst) {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
 			if cause := context.Cause(res.ctx); errors.Is(cause, errStalled) {
 				err = fmt.Errorf("%w of %s", errStalled, d.StallTimeout)
 			}
 			return done, err
 		}
-		res.timer.Reset(d.StallTimeout)
+		if since += n; since >= readBytes {
+			res.timer.Reset(d.StallTimeout)
+			since = 0
+		}
 	}
 	return done, nil
 }

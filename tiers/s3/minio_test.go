@@ -1,7 +1,13 @@
 package s3_test
 
 import (
+	"errors"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/internal/minioserver"
 	"github.com/stokehold/stokehold/internal/miniotest"
@@ -40,5 +46,55 @@ func TestConformanceOnMinIO(t *testing.T) {
 			t.Logf("%+v", s.Guarantees())
 			tierstest.RunObjectStore(t, func(*testing.T) tiers.ObjectStore { return s })
 		})
+	}
+}
+
+func TestMissingBucketOnMinIO(t *testing.T) {
+	cfg := onMinIO(miniotest.Start(t), "missing")
+	cfg.CreateBucket = false
+	if _, err := s3.Open(t.Context(), cfg); !errors.Is(err, s3.ErrBucket) || !strings.Contains(err.Error(), "CreateBucket") {
+		t.Errorf("got %v, want ErrBucket", err)
+	}
+}
+
+// A server whose disk is full refuses what is put, keeps what it has, and takes more
+// once there is room.
+func TestFullDiskOfMinIO(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
+		t.Skipf("no file system can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { // after the server has stopped
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := onMinIO(miniotest.Start(t, func(o *minioserver.Options) { o.Dir = dir }), "full")
+	cfg.Retries = 1
+	s := open(t, cfg)
+	body := make([]byte, 12<<20) // three parts
+	n := 0
+	var err error
+	for ; n < 10 && err == nil; n++ {
+		body[0] = byte(n)
+		err = s.Put(t.Context(), strconv.Itoa(n), body)
+	}
+	if n--; n == 0 || !errors.Is(err, s3.ErrUnavailable) || !strings.Contains(err.Error(), "no space left") {
+		t.Fatalf("after %d objects: %v, want ErrUnavailable", n, err)
+	}
+	if got, err := s.Get(t.Context(), "0"); err != nil || len(got) != len(body) || got[0] != 0 {
+		t.Errorf("the first object: %d bytes, %v", len(got), err)
+	}
+	if left, err := s.SweepPartial(t.Context(), 0); err != nil || left != 0 {
+		t.Errorf("uploads left behind: %d, %v", left, err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=128m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(t.Context(), "again", body); err != nil {
+		t.Errorf("with room again: %v", err)
 	}
 }

@@ -114,7 +114,7 @@ func (u *upload) whole(ctx context.Context) error {
 	if u.summed {
 		signed = hex.EncodeToString(u.sum[:])
 	}
-	_, err := u.client.PutObject(ctx, u.Bucket, u.key, bytes.NewReader(u.body), int64(len(u.body)), "", signed, o)
+	_, err := u.client.PutObject(withBody(ctx, u.body), u.Bucket, u.key, bytes.NewReader(u.body), int64(len(u.body)), "", signed, o)
 	return err
 }
 
@@ -168,7 +168,7 @@ func (u *upload) send(ctx context.Context, id string, done []minio.ObjectPart, c
 				sum := sha256.Sum256(part)
 				o.Sha256Hex = hex.EncodeToString(sum[:])
 			}
-			p, err := u.client.PutObjectPart(ctx, u.Bucket, u.key, id, i+1, bytes.NewReader(part), int64(len(part)), o)
+			p, err := u.client.PutObjectPart(withBody(ctx, part), u.Bucket, u.key, id, i+1, bytes.NewReader(part), int64(len(part)), o)
 			if crc { // not every server repeats it
 				p.ChecksumCRC64NVME = o.CustomHeader.Get(crcHeader)
 			}

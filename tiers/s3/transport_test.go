@@ -60,6 +60,44 @@ func TestBodiesInMemoryAreNotCopied(t *testing.T) {
 	}
 }
 
+// The same for what the store puts, through minio-go.
+func TestPutsAreNotCopied(t *testing.T) {
+	var got atomic.Int64
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		if r.Method == http.MethodPut {
+			got.Add(n)
+		}
+		w.Header().Set("ETag", `"e"`)
+		if r.Method == http.MethodPost && r.URL.Query().Has("uploads") {
+			_, _ = io.WriteString(w, "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+		} else if r.Method == http.MethodPost {
+			_, _ = io.WriteString(w, "<CompleteMultipartUploadResult><Bucket>bucket</Bucket><Key>key</Key><ETag>e</ETag></CompleteMultipartUploadResult>")
+		}
+	}))
+	defer srv.Close()
+	s, err := Open(t.Context(), Config{Endpoint: srv.URL, Bucket: "bucket", AccessKey: "a", SecretKey: "secret", NoProbe: true, PartBytes: smallestPart, Proxy: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Close() // connections without the dialer below
+	var largest atomic.Int64
+	s.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		return &conn{Conn: writes{c, &largest}, stall: time.Minute}, err
+	}
+	for name, size := range map[string]int{"in one request": 3<<20 + 7, "in parts": 2*smallestPart + 2<<20} {
+		got.Store(0)
+		if err := s.Put(t.Context(), "key", make([]byte, size)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got.Load() != int64(size) || largest.Swap(0) != writeBytes {
+			t.Errorf("%s: the server got %d bytes of %d, and not in pieces of %d", name, got.Load(), size, writeBytes)
+		}
+	}
+}
+
 func TestConnWritesNoMoreThanItsRequest(t *testing.T) {
 	var out bytes.Buffer
 	n, err := strings.NewReader("too long").WriteTo(&atMost{&out, 3})
