@@ -180,6 +180,8 @@ type TierMoved struct {
 	To       string `json:"to"`
 	Bytes    int64  `json:"bytes"`
 	SHA256   string `json:"sha256"`
+	// Reason is that of the request: a person's, or TIERPOLICY/RULE.
+	Reason string `json:"reason,omitempty"`
 }
 
 // TierMoveRequested is the data of TypeTierMoveRequested.

@@ -139,33 +139,66 @@ func (l *sightings) forget(key string) {
 	delete(l.seen, key)
 }
 
+// Leased is a lease that somebody holds.
+type Leased struct {
+	From, To uint64 // batches From..To-1
+	Owner    string
+}
+
+// Leases returns the leases on a dataset whose holders are alive, as far as this
+// process has seen: what readers need now or next.
+func (s *Store) Leases(ctx context.Context, dataset string) ([]Leased, error) {
+	if s.closed.Load() {
+		return nil, &Error{Op: "list leases", Dataset: dataset, Err: ErrClosed}
+	}
+	name, err := token("dataset", dataset)
+	var all []Leased
+	if err == nil {
+		err = s.eachLease(ctx, name, func(r leaseRecord) { all = append(all, Leased{r.From, r.To, r.Owner}) })
+	}
+	if err != nil {
+		return nil, &Error{Op: "list leases", Dataset: dataset, Err: err}
+	}
+	return all, nil
+}
+
 // leased says who holds a batch. Leases of the dead are removed on the way.
 func (s *Store) leased(ctx context.Context, name string, seq uint64) (owner string, held bool, err error) {
+	err = s.eachLease(ctx, name, func(r leaseRecord) {
+		if r.covers(seq) {
+			owner, held = r.Owner, true
+		}
+	})
+	return owner, held, err
+}
+
+// eachLease visits the leases of the living and removes those of the dead.
+func (s *Store) eachLease(ctx context.Context, name string, visit func(leaseRecord)) error {
 	type dead struct {
 		key string
 		rev uint64
 	}
 	var gone []dead
-	err = s.catalog.list(ctx, "lease."+name+".*", func(kv jetstream.KeyValueEntry) error {
+	err := s.catalog.list(ctx, "lease."+name+".*", func(kv jetstream.KeyValueEntry) error {
 		var r leaseRecord
 		if err := json.Unmarshal(kv.Value(), &r); err != nil {
 			return fmt.Errorf("catalog: decode %s: %w", kv.Key(), err)
 		}
 		if !s.sightings.alive(kv.Key(), kv.Revision(), s.leaseTTL) {
 			gone = append(gone, dead{kv.Key(), kv.Revision()})
-		} else if r.covers(seq) {
-			owner, held = r.Owner, true
+			return nil
 		}
+		visit(r)
 		return nil
 	})
 	if err != nil {
-		return "", false, err
+		return err
 	}
 	for _, d := range gone {
 		if err := s.catalog.remove(ctx, d.key, d.rev); err != nil && !errors.Is(err, errConflict) {
-			return "", false, err
+			return err
 		}
 		s.sightings.forget(d.key)
 	}
-	return owner, held, nil
+	return nil
 }

@@ -94,6 +94,8 @@ type moveRecord struct {
 	Requested json.RawMessage `json:"requested,omitempty"`
 	// Evicted is the copy that the flip took out of the catalog and the drop removes.
 	Evicted arrowio.Location `json:"evicted,omitzero"`
+	// Copied: the cold copy was there before, and this migration only evicts.
+	Copied bool `json:"copied,omitempty"`
 }
 
 // MoveStep makes one step of m and returns the state after it. A step that has

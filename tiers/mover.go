@@ -242,6 +242,7 @@ func (mv *mover) verify(ctx context.Context, rec moveRecord) (moveRecord, error)
 	return mv.record(ctx, StepVerify, func(r *moveRecord) {
 		if mv.m.Evict {
 			r.Evicted, _ = ref.In(arrowio.Warm)
+			_, r.Copied = ref.In(arrowio.Cold)
 		}
 	})
 }
@@ -277,9 +278,12 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	if target == arrowio.Warm { // which comes and goes: each time is a move of its own
 		id = fmt.Sprintf("%s@%d", id, rec.Begun.UnixNano())
 	}
+	if rec.Copied && rec.Evicted.SHA256 != "" { // the copy was announced; that it is the only one is new
+		id = fmt.Sprintf("%s/evicted@%d", id, rec.Begun.UnixNano())
+	}
 	ev, err := events.New(events.TypeTierMoved, source, mv.m.Dataset, id, time.Now().UTC(), events.TierMoved{
 		Dataset: mv.m.Dataset, Sequence: int64(mv.m.Sequence), From: rec.From, To: string(target),
-		Bytes: rec.Object.Bytes, SHA256: rec.Object.SHA256,
+		Bytes: rec.Object.Bytes, SHA256: rec.Object.SHA256, Reason: mv.m.Reason,
 	})
 	if err == nil {
 		setLabels(&ev, head.Labels)

@@ -226,19 +226,41 @@ func (p *parser) spec(n *yaml.Node, pol *policy) {
 			p.list(n, "spec.rules", func(n *yaml.Node, at string) { pol.rules = append(pol.rules, p.ruleOf(n, at, pol)) })
 			p.rule = ""
 		},
-		"watermarks": func(n *yaml.Node) {
-			p.fields(n, "spec.watermarks", map[string]func(*yaml.Node){
-				"high": p.fraction(&pol.high, "spec.watermarks.high"), "low": p.fraction(&pol.low, "spec.watermarks.low"),
-			}, "high", "low")
-			if pol.high != 0 && pol.low >= pol.high {
-				p.fault(n, "spec.watermarks", "low %g is not below high %g", pol.low, pol.high)
-			}
-		},
+		"watermarks": func(n *yaml.Node) { p.watermarks(n, &pol.marks) },
 	})
-	if len(pol.rules) == 0 && pol.high == 0 {
+	if len(pol.rules) == 0 && pol.marks.High == 0 {
 		p.fault(n, "spec", "has neither rules nor watermarks")
 	}
 }
+
+func (p *parser) watermarks(n *yaml.Node, w *Watermarks) {
+	const at = "spec.watermarks"
+	pair := func(n *yaml.Node, at string, high, low float64) {
+		if high != 0 && low >= high {
+			p.fault(n, at, "low %g is not below high %g", low, high)
+		}
+	}
+	w.Order = Oldest
+	p.fields(n, at, map[string]func(*yaml.Node){
+		"high": p.fraction(&w.High, at+".high"), "low": p.fraction(&w.Low, at+".low"),
+		"order": func(n *yaml.Node) {
+			var order string
+			p.text(&order, at+".order")(n)
+			if w.Order = Order(order); order != "" && !slices.Contains(orders(), w.Order) {
+				p.fault(n, at+".order", "%.40q: want one of %v", order, orders())
+			}
+		},
+		"hot": func(n *yaml.Node) {
+			p.fields(n, at+".hot", map[string]func(*yaml.Node){
+				"high": p.fraction(&w.HotHigh, at+".hot.high"), "low": p.fraction(&w.HotLow, at+".hot.low"),
+			}, "high", "low")
+			pair(n, at+".hot", w.HotHigh, w.HotLow)
+		},
+	}, "high", "low")
+	pair(n, at, w.High, w.Low)
+}
+
+func orders() []Order { return []Order{Oldest, Idle, Largest} }
 
 func (p *parser) ruleOf(n *yaml.Node, at string, pol *policy) rule {
 	var r rule

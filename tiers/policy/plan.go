@@ -26,12 +26,19 @@ type Cursor struct {
 	Next    uint64 `json:"next,omitempty"`
 }
 
+// maxTasks bounds the tasks of one plan: they travel through workflow histories.
+const maxTasks = 128
+
 // Task is what is to be done with batches From..To-1 of a dataset.
 type Task struct {
 	Dataset  string   `json:"dataset"`
 	From     uint64   `json:"from"`
 	To       uint64   `json:"to"`
 	Decision Decision `json:"decision"`
+}
+
+func (t Task) covers(dataset string, seq uint64) bool {
+	return t.Dataset == dataset && seq >= t.From && seq < t.To
 }
 
 // Conditions of the moment, for all batches.
@@ -42,8 +49,8 @@ type Conditions struct {
 }
 
 // Plan looks at no more than limit batches from the cursor on and returns what is to
-// be done with them, neighbours together, and where to go on; done after the last
-// dataset. What has been done already is not in the plan. Conditions that could not
+// be done with them, neighbours together and at most 128 tasks, and where to go on;
+// done after the last dataset. What has been done already is not in the plan. Conditions that could not
 // be evaluated give faults, the first of them, which is no reason not to do the rest.
 func (s *Set) Plan(ctx context.Context, c Catalog, at Cursor, limit int, cond Conditions) (tasks []Task, next Cursor, done bool, faults, err error) {
 	var heads []tiers.Head
@@ -71,7 +78,7 @@ func (s *Set) Plan(ctx context.Context, c Catalog, at Cursor, limit int, cond Co
 			if err != nil {
 				return tasks, at, false, faults, err
 			}
-			if limit--; limit < 0 {
+			if limit--; limit < 0 || len(tasks) == maxTasks {
 				return tasks, at, false, faults, nil
 			}
 			at.Next = b.Ref.Sequence + 1
@@ -104,8 +111,22 @@ func (s *Set) decide(ctx context.Context, h tiers.Head, b tiers.BatchInfo, cond 
 	if cond.Next != nil {
 		next = cond.Next(h.Dataset, b.Ref.Sequence)
 	}
-	return s.Decide(ctx, FactsOf(h, b, cond.Now, cond.Pressure, next))
+	d, err := s.Decide(ctx, FactsOf(h, b, cond.Now, cond.Pressure, next))
+	if d.Action != Expire {
+		return d, err
+	}
+	// What expires does not come back, and a clock may have been moved: it has to be
+	// over by a clock that is earlier, too.
+	was, err := s.Decide(ctx, FactsOf(h, b, cond.Now.Add(-ClockStep), cond.Pressure, next))
+	if was != d {
+		return Decision{}, err
+	}
+	return d, err
 }
+
+// ClockStep is how far a clock may have been moved forward without a batch expiring
+// before its time: so much later batches expire.
+const ClockStep = 2 * time.Hour
 
 // pending reports whether the decision is not carried out yet.
 func pending(d Decision, b tiers.BatchInfo) bool {
@@ -121,77 +142,4 @@ func pending(d Decision, b tiers.BatchInfo) bool {
 	case Pin:
 	}
 	return false
-}
-
-// Demote chooses what to evict so that the warm tier comes down to the low watermark
-// of quota bytes once it holds more than the high one: the batches committed first,
-// pinned ones left out, at most limit of them. ok is false if there is nothing to
-// do or no policy has watermarks. The whole catalog is read, in bounded memory.
-func (s *Set) Demote(ctx context.Context, c Catalog, quota int64, limit int) (tasks []Task, ok bool, err error) {
-	high, low, name, ok := s.Watermarks()
-	if !ok || quota <= 0 || limit <= 0 {
-		return nil, false, nil
-	}
-	var used int64
-	oldest := make([]candidate, 0, limit) // sorted, the oldest first
-	for h, err := range c.Datasets(ctx) {
-		if err != nil {
-			return nil, false, err
-		}
-		pins, err := c.Pins(ctx, h.Dataset)
-		if err != nil {
-			return nil, false, err
-		}
-		for b, err := range c.Entries(ctx, h.Dataset, 0, tiers.End) {
-			if err != nil {
-				return nil, false, err
-			}
-			l, warm := b.Ref.In(arrowio.Warm)
-			if !warm {
-				continue
-			}
-			used += l.Bytes
-			if (Decision{Action: Evict}).Allowed(pins, b.Ref.Sequence).Action == Evict {
-				oldest = keepOldest(oldest, candidate{h.Dataset, b.Ref.Sequence, l.Bytes, b.Committed}, limit)
-			}
-		}
-	}
-	if float64(used) <= high*float64(quota) {
-		return nil, false, nil
-	}
-	d := Decision{Evict, name, "watermarks"}
-	for _, o := range oldest {
-		if float64(used) <= low*float64(quota) {
-			break
-		}
-		used -= o.bytes
-		tasks = append(tasks, Task{o.dataset, o.seq, o.seq + 1, d})
-	}
-	return tasks, len(tasks) > 0, nil
-}
-
-type candidate struct {
-	dataset   string
-	seq       uint64
-	bytes     int64
-	committed time.Time
-}
-
-func keepOldest(list []candidate, c candidate, limit int) []candidate {
-	i, _ := slices.BinarySearchFunc(list, c, func(a, b candidate) int {
-		if n := a.committed.Compare(b.committed); n != 0 {
-			return n
-		}
-		if n := strings.Compare(a.dataset, b.dataset); n != 0 {
-			return n
-		}
-		return int(min(max(int64(a.seq)-int64(b.seq), -1), 1))
-	})
-	if i == limit {
-		return list
-	}
-	if len(list) == limit {
-		list = list[:limit-1]
-	}
-	return slices.Insert(list, i, c)
 }

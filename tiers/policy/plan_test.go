@@ -100,13 +100,15 @@ func TestDemoteTakesTheOldestFirst(t *testing.T) {
 		"bounded":                  {1000, 2, []uint64{1, 2}},
 		"without a quota":          {0, 100, nil},
 	} {
-		tasks, ok, err := set.Demote(t.Context(), c, q.quota, q.limit)
+		tasks, ok, err := set.Demote(t.Context(), c, policy.Shortage{Quota: q.quota, Limit: q.limit, Conditions: policy.Conditions{Now: now}})
 		if err != nil || ok != (len(q.want) > 0) {
 			t.Errorf("%s: %t, %v", name, ok, err)
 		}
 		var got []uint64
 		for _, task := range tasks {
-			got = append(got, task.From)
+			for seq := task.From; seq < task.To; seq++ {
+				got = append(got, seq)
+			}
 		}
 		if !reflect.DeepEqual(got, q.want) {
 			t.Errorf("%s: %v, want %v", name, got, q.want)

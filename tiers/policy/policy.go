@@ -32,12 +32,34 @@ func actions() []Action { return []Action{Move, Evict, Pin, Expire} }
 // Set is what policy files say. Immutable and safe for concurrent use.
 type Set struct{ policies []*policy }
 
+// Len is how many policies there are.
+func (s *Set) Len() int { return len(s.policies) }
+
 type policy struct {
-	name      string
-	node      *yaml.Node
-	datasets  []string // globs; none: all
-	rules     []rule
-	high, low float64 // of the warm quota; 0: no watermarks
+	name     string
+	node     *yaml.Node
+	datasets []string // globs; none: all
+	rules    []rule
+	marks    Watermarks // zero: none
+}
+
+// Order says which batches leave the warm tier first.
+type Order string
+
+// The orders.
+const (
+	Oldest  Order = "oldest"  // committed first
+	Idle    Order = "idle"    // not read for the longest time
+	Largest Order = "largest" // the most bytes
+)
+
+// Watermarks bound what a host keeps. Above a high one the tier is emptied down to
+// the low one.
+type Watermarks struct {
+	Policy          string  // that they are of
+	High, Low       float64 // of the quota of the warm directory
+	HotHigh, HotLow float64 // of the arena; 0: writers make room when they need it
+	Order           Order   // in which batches leave the warm directory
 }
 
 type rule struct {
@@ -162,13 +184,15 @@ func (d Decision) Allowed(pins []tiers.Pin, seq uint64) Decision {
 	return d
 }
 
-// Watermarks returns those of the first policy that has them: above high of its
-// quota, the warm tier is emptied down to low. ok is false if no policy has any.
-func (s *Set) Watermarks() (high, low float64, policy string, ok bool) {
+// Watermarks returns those of the first policy that has them; ok is false if no
+// policy has any.
+func (s *Set) Watermarks() (w Watermarks, ok bool) {
 	for _, p := range s.policies {
-		if p.high > 0 {
-			return p.high, p.low, p.name, true
+		if p.marks.High > 0 {
+			w = p.marks
+			w.Policy = p.name
+			return w, true
 		}
 	}
-	return 0, 0, "", false
+	return Watermarks{}, false
 }

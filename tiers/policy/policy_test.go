@@ -60,8 +60,9 @@ func TestGoldenPolicy(t *testing.T) {
 			}
 		})
 	}
-	if high, low, name, ok := set.Watermarks(); !ok || high != 0.9 || low != 0.7 || name != "flights" {
-		t.Errorf("watermarks %g %g of %q", high, low, name)
+	want := policy.Watermarks{Policy: "flights", High: 0.9, Low: 0.7, HotHigh: 0.95, HotLow: 0.8, Order: policy.Oldest}
+	if got, ok := set.Watermarks(); !ok || got != want {
+		t.Errorf("watermarks %+v, want %+v", got, want)
 	}
 }
 
@@ -98,7 +99,7 @@ spec:
     - name: a
       when: "size + 1"
       action: move
-  watermarks: {high: 0.5, low: 0.9}
+  watermarks: {high: 0.5, low: 0.9, order: newest, hot: {high: 0.6, low: 0.6}}
 ---
 kind: Policy
 `
@@ -109,7 +110,7 @@ kind: Policy
 	}
 	for _, want := range []string{
 		"bad.yaml:4:3: metadata.name", `"Bad Name"`, "malformed pattern", "bad.yaml:7:3", "unknown field", "bad.yaml:10:13", "agee",
-		"bad.yaml:11:15", `"shred"`, "another rule of the policy", "bad.yaml:13:", "low 0.9 is not below high 0.5",
+		"bad.yaml:11:15", `"shred"`, "another rule of the policy", "bad.yaml:13:", "low 0.9 is not below high 0.5", "low 0.6 is not below high 0.6", `"newest"`,
 		"bad.yaml:17:1", "apiVersion is missing", "metadata is missing", `"Policy": want TierPolicy`,
 	} {
 		if !strings.Contains(err.Error(), want) {

@@ -1,0 +1,177 @@
+package policy_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/tiers"
+	"github.com/stokehold/stokehold/tiers/policy"
+)
+
+// room is a catalog with a directory, an arena and readers.
+type room struct {
+	catalog
+	leases      map[string][]tiers.Leased
+	warm        int64
+	used, arena int64
+	trimmed     int64
+	expired     []policy.Task
+}
+
+func (r *room) Leases(_ context.Context, dataset string) ([]tiers.Leased, error) {
+	return r.leases[dataset], nil
+}
+func (r *room) WarmBytes(context.Context) (int64, error)       { return r.warm, nil }
+func (r *room) HasWarm(_ arrowio.Ref, l arrowio.Location) bool { return l.URI != "elsewhere" }
+func (r *room) ArenaBytes() (used, size int64)                 { return r.used, r.arena }
+func (r *room) TrimHot(most int64) int                         { r.trimmed, r.used = most, most; return 1 }
+func (r *room) Expire(_ context.Context, dataset string, from, to uint64, _ string) (int, error) {
+	r.expired = append(r.expired, policy.Task{Dataset: dataset, From: from, To: to})
+	return int(to - from), nil
+}
+
+func parse(t *testing.T, spec string) func() *policy.Set {
+	t.Helper()
+	set, err := policy.Parse(governance.Source{Name: "p.yaml", Data: []byte("apiVersion: stokehold.dev/v1\nkind: TierPolicy\nmetadata: {name: p}\nspec: " + spec + "\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() *policy.Set { return set }
+}
+
+func sequences(tasks []policy.Task) []uint64 {
+	var out []uint64
+	for _, task := range tasks {
+		for seq := task.From; seq < task.To; seq++ {
+			out = append(out, seq)
+		}
+	}
+	return out
+}
+
+// A clock that is set forward or back by an hour ends nothing before its time: batch
+// 7 has a minute to go. Only one that is off by more than ClockStep would.
+func TestClockMovedByAnHourExpiresNothingEarly(t *testing.T) {
+	rules := parse(t, "{rules: [{name: ttl, when: age > 3 * day, action: expire}]}")
+	for moved, want := range map[time.Duration][]uint64{
+		0: {0, 1, 2, 3, 4, 5, 6}, time.Hour: {0, 1, 2, 3, 4, 5, 6}, -time.Hour: {0, 1, 2, 3, 4, 5, 6},
+		policy.ClockStep + time.Hour: {0, 1, 2, 3, 4, 5, 6, 7},
+	} {
+		store := &room{catalog: warmDays("flights")}
+		store.batches["flights"][7].Committed = now.Add(time.Minute - 3*day)
+		r := policy.Runner{Store: store, Policies: rules, Clock: func() time.Time { return now.Add(moved) }}
+		step, err := r.PlanTiers(t.Context(), policy.Cursor{})
+		if got := sequences(step.Tasks); err != nil || !step.Done || !reflect.DeepEqual(got, want) {
+			t.Errorf("clock moved by %v: %v expire, %v, want %v", moved, got, err, want)
+		}
+	}
+}
+
+// What a reader holds is needed now; pressure is that of the directory.
+func TestFactsOfAStep(t *testing.T) {
+	store := &room{catalog: warmDays("flights"), warm: 80, leases: map[string][]tiers.Leased{"flights": {{From: 2, To: 4}}}}
+	r := policy.Runner{
+		Store: store, Quota: 100, Clock: func() time.Time { return now },
+		Policies: parse(t, "{rules: [{name: read, when: next >= 0, action: pin}, {name: full, when: pressure >= 0.8 && pressure < 0.9, action: evict}]}"),
+	}
+	step, err := r.PlanTiers(t.Context(), policy.Cursor{})
+	if want := []uint64{0, 1, 4, 5, 6, 7, 8, 9}; err != nil || !reflect.DeepEqual(sequences(step.Tasks), want) {
+		t.Errorf("%v leave, %v, want %v", sequences(step.Tasks), err, want)
+	}
+	if step.Every != policy.DefaultEvery {
+		t.Errorf("the next pass is after %v", step.Every)
+	}
+}
+
+func TestKeeperComesDownToTheLowWatermarks(t *testing.T) {
+	for name, c := range map[string]struct {
+		spec string
+		set  func(*room)
+		want []uint64
+	}{
+		"oldest first":       {"{watermarks: {high: 0.9, low: 0.7}}", nil, []uint64{0, 1, 2}},
+		"the longest unread": {"{watermarks: {high: 0.9, low: 0.7, order: idle}}", func(r *room) { r.batches["flights"][0].Read = now }, []uint64{1, 2, 3}},
+		"the largest":        {"{watermarks: {high: 0.9, low: 0.7, order: largest}}", func(r *room) { r.batches["flights"][6].Ref.Locations[0].Bytes = 400 }, []uint64{0, 1, 6}},
+		"pinned and read": {"{watermarks: {high: 0.9, low: 0.7}}", func(r *room) {
+			r.pins["flights"] = []tiers.Pin{{From: 0, To: 2}}
+			r.leases["flights"] = []tiers.Leased{{From: 3, To: 4}}
+		}, []uint64{2, 4, 5}},
+		"pinned by a rule":    {"{rules: [{name: keep, when: age > 9 * day, action: pin}], watermarks: {high: 0.9, low: 0.7}}", nil, []uint64{2, 3, 4}},
+		"on another host":     {"{watermarks: {high: 0.7, low: 0.5}}", func(r *room) { r.batches["flights"][0].Ref.Locations[0].URI = "elsewhere" }, []uint64{1, 2, 3, 4}},
+		"below the high mark": {"{watermarks: {high: 1, low: 0.7}}", nil, nil},
+	} {
+		store := &room{catalog: warmDays("flights"), warm: 1000, used: 96, arena: 100, leases: map[string][]tiers.Leased{}}
+		if c.set != nil {
+			c.set(store)
+		}
+		var mu sync.Mutex
+		var asked []policy.Task
+		k := policy.Keeper{Store: store, Policies: parse(t, c.spec), Quota: 1000, Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, task)
+			return func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, nil
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		// The second look finds what is under way, and asks for no more.
+		if err := errors.Join(k.Look(ctx), k.Look(ctx)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+		if got := sequences(asked); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: %v leave, want %v", name, got, c.want)
+		}
+		for _, task := range asked {
+			if task.Decision != (policy.Decision{Action: policy.Evict, Policy: "p", Rule: policy.WatermarkRule}) {
+				t.Errorf("%s: %+v", name, task)
+			}
+		}
+		if store.trimmed != 0 {
+			t.Errorf("%s: the arena is trimmed without a watermark of its own", name)
+		}
+	}
+}
+
+func TestKeeperTrimsTheArena(t *testing.T) {
+	store := &room{catalog: warmDays("flights"), used: 96, arena: 100}
+	k := policy.Keeper{Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7, hot: {high: 0.95, low: 0.8}}}")}
+	if err := k.Look(t.Context()); err != nil || store.trimmed != 80 {
+		t.Errorf("trimmed to %d, %v", store.trimmed, err)
+	}
+}
+
+// What is refused is left alone for a while, and others leave instead.
+func TestKeeperLeavesRefusedAlone(t *testing.T) {
+	store := &room{catalog: warmDays("flights"), warm: 1000}
+	asked := make(chan policy.Task, 10)
+	k := policy.Keeper{
+		Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7}}"), Quota: 1000, Every: time.Millisecond,
+		Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+			asked <- task
+			return func(ctx context.Context) error {
+				if task.From < 3 {
+					return errRefused
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); k.Run(ctx) }()
+	first, second := <-asked, <-asked
+	cancel()
+	<-ended
+	if first.From != 0 || first.To != 3 || second.From != 3 || second.To != 6 {
+		t.Errorf("asked for %d..%d, then %d..%d", first.From, first.To, second.From, second.To)
+	}
+}
+
+var errRefused = errors.New("a rule denies it")
