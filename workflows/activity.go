@@ -45,6 +45,7 @@ type activities struct {
 	publisher  Publisher
 	aliases    Aliases
 	migrator   Migrator
+	tiers      TierPlanner
 	approvals  Approvals
 	budgets    Budgets // nil: nobody counts
 	log        *slog.Logger

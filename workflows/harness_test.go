@@ -45,6 +45,7 @@ type fakes struct {
 	move      func(seq uint64) error
 	dropped   []tiers.Migration
 	held      int // how many drops find a reader
+	tiers     workflows.TierPlanner
 }
 
 func (f *fakes) Execute(ctx context.Context, _ stages.Stage, a stages.Assignment, h stages.Hooks) (stages.Result, error) {
@@ -195,7 +196,7 @@ func environment(t *testing.T, f *fakes, ds ...*workflows.Definition) *testsuite
 	env := suite.NewTestWorkflowEnvironment()
 	env.SetTestTimeout(20 * time.Second)
 	err := workflows.Register(env, workflows.WorkerConfig{
-		Client: f, Executor: f, Publisher: f, Aliases: f, Migrator: f, Pipelines: ds, WithoutSearchAttributes: true,
+		Client: f, Executor: f, Publisher: f, Aliases: f, Migrator: f, Tiers: f.tiers, Pipelines: ds, WithoutSearchAttributes: true,
 	})
 	if err != nil {
 		t.Fatal(err)

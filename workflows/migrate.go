@@ -71,6 +71,21 @@ func (m Migration) batch(seq uint64) tiers.Migration {
 	return tiers.Migration{Dataset: m.Dataset, Sequence: seq, Evict: m.Evict, To: m.Tier, Reason: m.Reason}
 }
 
+// workflowID is the same for migrations that do the same.
+func (m Migration) workflowID() string {
+	id := fmt.Sprintf("migrate/%s/%d-%d", m.Dataset, m.From, m.To)
+	if m.Tier == arrowio.Warm {
+		id += "/warm"
+	} else if m.Evict {
+		id += "/evict"
+	}
+	return id
+}
+
+func (m Migration) summary() string {
+	return clip(fmt.Sprintf("move %s %d..%d", m.Dataset, m.From, m.To), 190)
+}
+
 // MigrationResult says what was done.
 type MigrationResult struct {
 	Dataset string `json:"dataset"`
@@ -86,17 +101,12 @@ func StartMigration(ctx context.Context, c client.Client, m Migration, o StartOp
 	if m.Grace < 0 || m.Tier == arrowio.Warm && m.Evict || m.Tier != "" && m.Tier != arrowio.Cold && m.Tier != arrowio.Warm {
 		return "", fmt.Errorf("workflows: migrate %s to tier %q (evict %t, grace %v): want cold, which may evict, or warm, and a grace that is not negative", m.Dataset, m.Tier, m.Evict, m.Grace)
 	}
-	id := fmt.Sprintf("migrate/%s/%d-%d", m.Dataset, m.From, m.To)
-	if m.Tier == arrowio.Warm {
-		id += "/warm"
-	} else if m.Evict {
-		id += "/evict"
-	}
+	id := m.workflowID()
 	opts := client.StartWorkflowOptions{
 		ID: id, TaskQueue: queueOr(o.TaskQueue), EnableEagerStart: true,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 		WorkflowTaskTimeout:      workflowTaskTimeout,
-		StaticSummary:            clip(fmt.Sprintf("move %s %d..%d", m.Dataset, m.From, m.To), 190),
+		StaticSummary:            m.summary(),
 	}
 	if !o.WithoutSearchAttributes {
 		opts.TypedSearchAttributes = temporal.NewSearchAttributes(attrDataset.ValueSet(m.Dataset))
@@ -281,8 +291,19 @@ func migrateError(ctx context.Context, dataset string, seq uint64, err error) er
 		// Each attempt is a move of its own, and each batch: nobody could answer them all.
 		return temporal.NewNonRetryableApplicationError(msg+": a move of batches asks nobody for approval: deny it, or require the approval of the run or the event that leads to it", errTypePermanent, nil)
 	}
-	if stages.IsPermanent(err) {
+	if stages.IsPermanent(err) || refusedMove(err) {
 		return temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)
 	}
 	return temporal.NewApplicationError(msg, errTypeStage)
+}
+
+// refusedMove reports whether a move or an expiry was refused by what does not pass
+// by itself.
+func refusedMove(err error) bool {
+	for _, no := range []error{tiers.ErrPinned, tiers.ErrNotDurable, tiers.ErrMigration, tiers.ErrExpired, tiers.ErrName} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	return false
 }

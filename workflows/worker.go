@@ -40,6 +40,9 @@ type WorkerConfig struct {
 	// Migrator moves batches for the migration workflow; nil: there is none. To evict
 	// and to bring batches back it must be a Mover.
 	Migrator Migrator
+	// Tiers plans by tier policies; nil: this worker carries none out. What is planned
+	// is done once some worker calls StartTierPolicies.
+	Tiers TierPlanner
 	// Approvals asks people where a policy requires it; nil: what needs an approval
 	// fails.
 	Approvals Approvals
@@ -93,6 +96,7 @@ func (a *activities) register(r Registrar) {
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
 		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
 		placeActivity: a.place,
+		planTiersActivity: a.planTiers, expireTierActivity: a.expireTier,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
 	}
@@ -112,11 +116,12 @@ func RegisterWorkflows(r interface {
 	r.RegisterWorkflowWithOptions(runPipeline, workflow.RegisterOptions{Name: PipelineWorkflow})
 	r.RegisterWorkflowWithOptions(runTrigger, workflow.RegisterOptions{Name: TriggerWorkflow})
 	r.RegisterWorkflowWithOptions(runMigrate, workflow.RegisterOptions{Name: MigrateWorkflow})
+	r.RegisterWorkflowWithOptions(runTierPolicies, workflow.RegisterOptions{Name: TierPolicyWorkflow})
 }
 
 func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
-		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, approvals: cfg.Approvals, budgets: cfg.Budgets,
+		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, tiers: cfg.Tiers, approvals: cfg.Approvals, budgets: cfg.Budgets,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
 		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed, here: Place{cfg.Class, cfg.Region},
 	}

@@ -1,0 +1,233 @@
+package workflows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/stokehold/stokehold/stages"
+	"github.com/stokehold/stokehold/tiers/policy"
+)
+
+// TierPlanner says what the tier policies want done. *policy.Runner is one.
+type TierPlanner interface {
+	// PlanTiers looks at a bounded number of batches from the cursor on. It changes
+	// nothing.
+	PlanTiers(ctx context.Context, at policy.Cursor) (policy.Step, error)
+	// ExpireTier carries out a task whose action is policy.Expire. Repeatable.
+	ExpireTier(ctx context.Context, t policy.Task) (int, error)
+}
+
+// TierPolicyWorkflow is the name of the workflow that carries out tier policies.
+const TierPolicyWorkflow = "stokehold.tier-policies"
+
+const (
+	planTiersActivity  = "stokehold.plan-tiers"
+	expireTierActivity = "stokehold.expire-tier"
+	// tierMoves is how many migrations of tier policies run at once. Store's own
+	// bounds (Config.MoveBytesPerSecond, MoveConcurrency) count for each besides.
+	tierMoves = 4
+	// tierPatience is how long a pass waits for a migration, which goes on alone then.
+	tierPatience = 10 * time.Minute
+	// tierSteps is how many steps one execution's history holds.
+	tierSteps = 20
+	// maxTierHolds bounds the refused tasks that are remembered; tierHold is how many
+	// passes one is left alone for at most.
+	maxTierHolds = 256
+	tierHold     = 64
+)
+
+// tierState goes from execution to execution.
+type tierState struct {
+	At    policy.Cursor `json:"at,omitzero"`
+	Pass  uint64        `json:"pass"`
+	Holds []tierRefusal `json:"holds,omitempty"` // oldest first
+}
+
+// tierRefusal is a task that was refused or failed: it is left alone for some
+// passes, twice as many each time.
+type tierRefusal struct {
+	Task  policy.Task `json:"task"`
+	Until uint64      `json:"until"` // pass
+	Wait  uint64      `json:"wait"`
+}
+
+func (r tierRefusal) same(t policy.Task) bool {
+	return r.Task.Dataset == t.Dataset && r.Task.From == t.From && r.Task.Decision == t.Decision
+}
+
+func (s *tierState) held(t policy.Task) bool {
+	return slices.ContainsFunc(s.Holds, func(r tierRefusal) bool { return r.same(t) && s.Pass < r.Until })
+}
+
+func (s *tierState) settle(t policy.Task, failed bool) {
+	wait := uint64(1)
+	s.Holds = slices.DeleteFunc(s.Holds, func(r tierRefusal) bool {
+		if !r.same(t) {
+			return false
+		}
+		wait = min(2*r.Wait, tierHold)
+		return true
+	})
+	if !failed {
+		return
+	}
+	if len(s.Holds) == maxTierHolds {
+		s.Holds = s.Holds[1:]
+	}
+	s.Holds = append(s.Holds, tierRefusal{t, s.Pass + 1 + wait, wait})
+}
+
+// StartTierPolicies starts carrying out the tier policies of the workers of a task
+// queue, or joins what does: there is one execution of it, whoever starts it how
+// often. It goes on until it is cancelled, and does nothing while no worker has
+// policies. It returns the workflow id.
+func StartTierPolicies(ctx context.Context, c client.Client, o StartOptions) (string, error) {
+	id := "tier-policies/" + queueOr(o.TaskQueue)
+	opts := client.StartWorkflowOptions{
+		ID: id, TaskQueue: queueOr(o.TaskQueue), WorkflowTaskTimeout: workflowTaskTimeout,
+		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		StaticSummary:            "carry out the tier policies",
+	}
+	if _, err := c.ExecuteWorkflow(ctx, opts, TierPolicyWorkflow, tierState{}); err != nil {
+		return "", fmt.Errorf("workflows: start the tier policies: %w", explain(err))
+	}
+	return id, nil
+}
+
+// runTierPolicies is the workflow stokehold.tier-policies. Planning reads, and what
+// is planned is done again without harm, so a pass may end anywhere.
+func runTierPolicies(ctx workflow.Context, s tierState) error {
+	planning := workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		StartToCloseTimeout: 10 * time.Minute,
+		RetryPolicy:         &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: time.Minute},
+		Summary:             "plan by the tier policies",
+	})
+	for range tierSteps {
+		var step policy.Step
+		if err := workflow.ExecuteActivity(planning, planTiersActivity, s.At).Get(ctx, &step); err != nil {
+			return err
+		}
+		if err := carryOut(ctx, &s, step); err != nil {
+			return err
+		}
+		if s.At = step.Next; step.Done {
+			s.At = policy.Cursor{}
+			s.Pass++
+			if err := workflow.Sleep(ctx, max(step.Every, time.Second)); err != nil {
+				return err
+			}
+		}
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
+			break
+		}
+	}
+	return workflow.NewContinueAsNewError(ctx, TierPolicyWorkflow, s)
+}
+
+// carryOut does what a step asks for, a few tasks at a time, and waits for it.
+func carryOut(ctx workflow.Context, s *tierState, step policy.Step) error {
+	slots, wg := workflow.NewSemaphore(ctx, tierMoves), workflow.NewWaitGroup(ctx)
+	for _, t := range step.Tasks {
+		if s.held(t) {
+			continue
+		}
+		if err := slots.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			defer slots.Release(1)
+			err := carryOutTask(ctx, t, step.Grace)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				workflow.GetLogger(ctx).Warn("a tier policy was not carried out; it is left alone for some passes",
+					"policy", t.Decision.Reason(), "dataset", t.Dataset, "from", t.From, "to", t.To, "error", err)
+			}
+			s.settle(t, err != nil)
+		})
+	}
+	wg.Wait(ctx)
+	return ctx.Err()
+}
+
+func carryOutTask(ctx workflow.Context, t policy.Task, grace time.Duration) error {
+	if t.Decision.Action == policy.Expire {
+		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+			StartToCloseTimeout: 10 * time.Minute,
+			RetryPolicy: &temporal.RetryPolicy{
+				InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: time.Minute, MaximumAttempts: 5,
+				NonRetryableErrorTypes: []string{errTypePermanent},
+			},
+			Summary: clip("expire batches of "+t.Dataset, 190),
+		})
+		return workflow.ExecuteActivity(ctx, expireTierActivity, t).Get(ctx, nil)
+	}
+	m := TierMigration(t, grace)
+	opts := workflow.ChildWorkflowOptions{
+		WorkflowID: m.workflowID(), WorkflowTaskTimeout: workflowTaskTimeout,
+		ParentClosePolicy: enums.PARENT_CLOSE_POLICY_ABANDON,
+		StaticSummary:     m.summary(),
+	}
+	// A migration is over by itself: what is cancelled here is the waiting.
+	moving, _ := workflow.NewDisconnectedContext(ctx)
+	child := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(moving, opts), MigrateWorkflow, m)
+	var err error
+	patience, enough := workflow.WithCancel(ctx)
+	defer enough()
+	workflow.NewSelector(ctx).
+		AddFuture(child, func(f workflow.Future) { err = f.Get(ctx, nil) }).
+		AddFuture(workflow.NewTimer(patience, tierPatience), func(workflow.Future) {}).
+		AddReceive(ctx.Done(), func(workflow.ReceiveChannel, bool) {}).
+		Select(ctx)
+	var started *temporal.ChildWorkflowExecutionAlreadyStartedError
+	if errors.As(err, &started) {
+		return nil // somebody moves the same batches
+	}
+	return err
+}
+
+// TierMigration is the migration that a task of a tier policy asks for. grace is that
+// of Migration.
+func TierMigration(t policy.Task, grace time.Duration) Migration {
+	m := Migration{Dataset: t.Dataset, From: t.From, To: t.To, Reason: t.Decision.Reason()}
+	if t.Decision.Action == policy.Evict {
+		m.Evict, m.Grace = true, grace
+	}
+	return m
+}
+
+func (a *activities) planTiers(ctx context.Context, at policy.Cursor) (policy.Step, error) {
+	if a.tiers == nil {
+		return policy.Step{}, temporal.NewApplicationError("this worker plans no tiers: set WorkerConfig.Tiers", errTypeStage)
+	}
+	step, err := a.tiers.PlanTiers(ctx, at)
+	if err != nil {
+		return step, temporal.NewApplicationError(clip(err.Error(), maxReasonBytes), errTypeStage)
+	}
+	return step, nil
+}
+
+func (a *activities) expireTier(ctx context.Context, t policy.Task) (int, error) {
+	if a.tiers == nil {
+		return 0, temporal.NewApplicationError("this worker plans no tiers: set WorkerConfig.Tiers", errTypeStage)
+	}
+	n, err := a.tiers.ExpireTier(ctx, t)
+	if err == nil || ctx.Err() != nil {
+		return n, err
+	}
+	if msg := clip(err.Error(), maxReasonBytes); stages.IsPermanent(err) || refusedMove(err) {
+		return n, temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)
+	}
+	return n, temporal.NewApplicationError(clip(err.Error(), maxReasonBytes), errTypeStage)
+}
