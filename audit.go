@@ -122,9 +122,7 @@ func (a *Auditor) open(ctx context.Context, nc *nats.Conn) error {
 		a.Store = audit.NewDirStore(c.Dir)
 		return nil
 	}
-	store, err := s3.Open(ctx, s3.Config{
-		Endpoint: c.S3.Endpoint, Region: c.S3.Region, Bucket: c.S3.Bucket, AccessKey: c.S3.AccessKey, SecretKey: c.S3.SecretKey.Reveal(),
-	})
+	store, err := s3.Open(ctx, c.S3.config())
 	if err != nil {
 		return fmt.Errorf("checkpoints: %w", err)
 	}

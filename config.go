@@ -27,6 +27,7 @@ type Config struct {
 	// the protocol. Data go nowhere that their labels forbid, and what is not known counts
 	// against a place (docs/LABELS.md).
 	Place, ColdPlace events.Place
+	Tiers    Tiering
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string
@@ -97,15 +98,6 @@ type Temporal struct {
 	TLS       bool // implied by APIKey
 }
 
-// S3 is the cold tier.
-type S3 struct {
-	Endpoint  string // URL, e.g. http://127.0.0.1:9000
-	Region    string // default us-east-1
-	Bucket    string // default "stokehold"
-	AccessKey string
-	SecretKey Secret
-}
-
 // Flight hands batches from host to host directly, over Arrow Flight. A process
 // with an Addr gives out what is in its shared memory and on its disk, and the
 // catalog says of each batch that it writes where it is to be had. A process with
@@ -147,6 +139,7 @@ func (c Config) withDefaults() Config {
 	if c.RuntimeDir == "" {
 		c.RuntimeDir = handoff.RuntimeDir()
 	}
+	c.Tiers = c.Tiers.withDefaults()
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -161,14 +154,8 @@ func (c Config) validate() error {
 	} else if u.User != nil {
 		faults = append(faults, errors.New("the NATS URL holds credentials, which end up in logs: set NATS.User and NATS.Password instead"))
 	}
-	if c.S3.Endpoint != "" {
-		if u, err := url.Parse(c.S3.Endpoint); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			faults = append(faults, fmt.Errorf("S3 endpoint %q is not of the form http://HOST:PORT", c.S3.Endpoint))
-		}
-		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
-			faults = append(faults, errors.New("an S3 endpoint needs an access key and a secret key"))
-		}
-	}
+	faults = append(faults, c.S3.validate()...)
+	faults = append(faults, c.Tiers.validate()...)
 	faults = append(faults, c.Flight.validate()...)
 	faults = append(faults, c.Audit.validate()...)
 	faults = append(faults, c.Worker.validate()...)

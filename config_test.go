@@ -8,10 +8,11 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestSecretsNeverShow(t *testing.T) {
-	cfg := Config{NATS: NATS{Password: "hunter2", Token: "hunter2"}, S3: S3{SecretKey: "hunter2"}, Flight: Flight{Token: "hunter2"}, Key: "hunter2"}
+	cfg := Config{NATS: NATS{Password: "hunter2", Token: "hunter2"}, S3: S3{SecretKey: "hunter2", SessionToken: "hunter2", CustomerKey: "hunter2"}, Flight: Flight{Token: "hunter2"}, Key: "hunter2"}
 	var logged bytes.Buffer
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("started", "config", cfg, "password", cfg.NATS.Password)
 	slog.New(slog.NewJSONHandler(&logged, nil)).Info("started", "key", cfg.Key, "s3", cfg.S3)
@@ -36,7 +37,8 @@ func TestSecretsNeverShow(t *testing.T) {
 func TestConfigReportsEveryFault(t *testing.T) {
 	cfg := Config{
 		NATS:     NATS{URL: "nats://user:pw@example.org:4222"},
-		S3:       S3{Endpoint: "localhost:9000"},
+		S3:       S3{Endpoint: "localhost:9000", AccessKey: "half", CustomerKey: "hunter2"},
+		Tiers:    Tiering{WarmBytes: -1, Every: time.Millisecond, SweepGrace: time.Second},
 		HotBytes: 12, HotLimit: 11, HotWait: -1, HotPages: 7,
 		Flight: Flight{Addr: ":8815", CertFile: "x", Token: "hunter2"},
 	}.withDefaults()
@@ -44,7 +46,7 @@ func TestConfigReportsEveryFault(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "state directory", "at least 1 MiB", "leaves no room", "a wait of -1ns", "huge pages 7", "both a certificate and a key", "Flight.Advertise", "at least 16"} {
+	for _, want := range []string{"holds credentials", "http://HOST:PORT", "access key and a secret key", "32 bytes in base64", "a quota of -1 bytes", "passes every 1ms", "older than 1s", "state directory", "at least 1 MiB", "leaves no room", "a wait of -1ns", "huge pages 7", "both a certificate and a key", "Flight.Advertise", "at least 16"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}

@@ -36,7 +36,7 @@ import (
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/tiers"
-	"github.com/stokehold/stokehold/tiers/s3"
+	"github.com/stokehold/stokehold/tiers/policy"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -67,7 +67,10 @@ type App struct {
 	Hot       *shm.Host
 	// Flight gives this host's batches out; nil unless Config.Flight.Addr is set.
 	Flight *flight.Server
+	// TierPolicies say where batches belong.
+	TierPolicies *policy.Files
 
+	cold     tiers.ObjectStore // nil: there is none
 	cfg      Config
 	hosting  atomic.Pointer[hosted]
 	nc       *nats.Conn
@@ -80,10 +83,11 @@ type App struct {
 type Option func(*options)
 
 type options struct {
-	types     []events.Type
-	policies  []fs.FS
-	observing bool
-	data      bool // although observing
+	types        []events.Type
+	policies     []fs.FS
+	tierPolicies []fs.FS
+	observing    bool
+	data         bool // although observing
 }
 
 // Observing connects without a data plane: Store and Hot stay nil, no shared
@@ -314,10 +318,14 @@ func (a *App) keys(observing bool) (*governance.KeyRing, error) {
 }
 
 func (a *App) openData(ctx context.Context, o options) error {
-	cold, err := a.openCold(ctx)
+	if err := a.openTierPolicies(o); err != nil {
+		return err
+	}
+	cold, err := a.openCold(ctx, o)
 	if err != nil {
 		return err
 	}
+	a.cold = cold
 	a.Models, err = models.Open(ctx, models.Config{
 		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
 		Labels: datasetLabels{a}, Serving: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
@@ -350,6 +358,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
 		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
+		MoveBytesPerSecond: a.cfg.Tiers.MoveBytesPerSecond, MoveConcurrency: a.cfg.Tiers.MoveConcurrency,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
@@ -374,20 +383,6 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	return nil
 }
 
-// openCold connects to the object store, if there is one.
-func (a *App) openCold(ctx context.Context) (tiers.ObjectStore, error) {
-	if a.cfg.S3.Endpoint == "" {
-		return nil, nil
-	}
-	store, err := s3.Open(ctx, s3.Config{
-		Endpoint: a.cfg.S3.Endpoint, Region: a.cfg.S3.Region, Bucket: a.cfg.S3.Bucket,
-		AccessKey: a.cfg.S3.AccessKey, SecretKey: a.cfg.S3.SecretKey.Reveal(), CreateBucket: true,
-	})
-	if err != nil {
-		return nil, err
-	}
-	a.onClose(func(context.Context) error { store.Close(); return nil })
-	return store, nil
 }
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {
@@ -418,7 +413,7 @@ type WorkConfig struct {
 }
 
 // Work hosts pipelines: their stages, the interpreter of their runs, their
-// triggers and migrations. The worker stops with the App, or earlier by its own
+// triggers, migrations and tier policies. The worker stops with the App, or earlier by its own
 // Stop.
 func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, error) {
 	if a.Hot == nil {
@@ -440,7 +435,7 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 	a.working.add(runtime)
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets,
-		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store,
+		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store, Tiers: a.planner(),
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Class: a.cfg.Worker.Class, Region: a.cfg.Worker.Region, Seed: cfg.Seed, Logger: a.cfg.Log,
 	})
@@ -451,6 +446,9 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 		return nil, err
 	}
 	a.onClose(w.Stop)
+	if err := a.tend(ctx); err != nil {
+		return nil, err
+	}
 	return w, nil
 }
 

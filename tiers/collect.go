@@ -89,6 +89,13 @@ func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, e
 	if err := s.warm.walk(take); err != nil {
 		return err
 	}
+	if clock, ok := s.cold.(Clock); ok {
+		now, err := clock.Now(ctx)
+		if err != nil {
+			return err
+		}
+		before = now.Add(-grace - maxClockStep)
+	}
 	if err := s.objects(ctx, take); err != nil {
 		return err
 	}

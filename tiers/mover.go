@@ -314,6 +314,9 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 			e.Ref.Locations = append(e.Ref.Locations, there)
 		}
 		if mv.m.Evict {
+			if l, ok := e.Ref.In(arrowio.Warm); ok { // of a migration that began as a copy, too
+				rec.Evicted = l
+			}
 			e.Ref.Locations = slices.DeleteFunc(e.Ref.Locations, func(l arrowio.Location) bool {
 				// What other hosts are given is the warm file, too.
 				return l.Tier == arrowio.Warm || l.Tier == arrowio.Hot && l.SHA256 != "" && l.SHA256 == rec.Evicted.SHA256
@@ -331,7 +334,7 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	if err := mv.crash("flipped"); err != nil {
 		return rec, err
 	}
-	return mv.record(ctx, StepFlip, func(r *moveRecord) { r.Event, r.Object = raw, there })
+	return mv.record(ctx, StepFlip, func(r *moveRecord) { r.Event, r.Object, r.Evicted = raw, there, rec.Evicted })
 }
 
 func (mv *mover) announce(ctx context.Context, rec moveRecord) (moveRecord, error) {

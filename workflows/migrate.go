@@ -171,11 +171,9 @@ func (a *activities) migrate(ctx context.Context, m Migration) error {
 		return temporal.NewApplicationError("this worker moves no batches: set WorkerConfig.Migrator", errTypeStage)
 	}
 	move := func(seq uint64) error { return a.migrator.MigrateBatch(ctx, m.Dataset, seq) }
-	if !m.plain() {
-		mover, err := a.mover()
-		if err != nil {
-			return err
-		}
+	if mover, err := a.mover(); err != nil && !m.plain() {
+		return err
+	} else if err == nil {
 		move = func(seq uint64) error { return mover.CopyBatch(ctx, m.batch(seq)) }
 	}
 	next := m.From

@@ -40,6 +40,9 @@ flights of 2001: a model is trained on the first weeks, then the other weeks
 arrive as live events. Each is scored, its labels follow, drift leads to
 retraining, and a rule on the metrics decides whether the challenger takes over.
 
+With --hot and --warm the tiers are so small that batches have to leave them: tier
+policies move the oldest to the object store, and readers find them there.
+
 With --state, a demo that was killed goes on where it was.`,
 		Args: args(),
 	}
@@ -52,6 +55,7 @@ With --state, a demo that was killed goes on where it was.`,
 	cmd.Flags().IntVar(&f.weeks, "weeks", 0, "end after this `number` of live weeks (default all)")
 	cmd.Flags().BoolVar(&f.keep, "keep", false, "leave the stack up at the end, until Ctrl-C")
 	cmd.Flags().BoolVar(&f.plain, "plain", false, "plain lines instead of the live view")
+	config.QuotaFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if f.weeks < 0 {
 			return usagef("%s: --weeks %d: want 0 or more", cmd.CommandPath(), f.weeks)
@@ -168,9 +172,13 @@ func (a *app) demoIn(outer context.Context, cfg config.Config, dir string, f dem
 	if err != nil {
 		return err
 	}
-	rep, err := a.summarise(ctx, sys, report.Info{
+	info := report.Info{
 		Stokehold: binaryVersion(), Seed: f.seed, Data: data, Took: a.env.Now().Sub(began), PeakMemoryBytes: peakMemory(),
-	})
+	}
+	if r, ok := sys.(interface{ reads() report.Reads }); ok {
+		info.Reads = r.reads()
+	}
+	rep, err := a.summarise(ctx, sys, info)
 	if err != nil {
 		return err
 	}

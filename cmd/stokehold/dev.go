@@ -29,6 +29,7 @@ commands, run in the same directory, find it by themselves.`,
 	cmd.Flags().IntVar(&ports.UI, "ui-port", devstack.DefaultUIPort, "Temporal UI `port`")
 	cmd.Flags().IntVar(&ports.S3, "s3-port", devstack.DefaultS3Port, "S3 `port`")
 	free := cmd.Flags().Bool("free-ports", false, "any free ports instead")
+	config.QuotaFlags(cmd.Flags())
 	seed := cmd.Flags().Uint64("seed", 1, "`number` that the pipelines' randomness comes from")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx := cmd.Context()

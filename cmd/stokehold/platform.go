@@ -38,7 +38,7 @@ func found(e devstack.Endpoints) config.Found {
 		NATS:     config.NATS{URL: config.Endpoint(e.NATSURL), User: e.NATSUser, Password: e.NATSPassword},
 		Temporal: config.Temporal{Address: e.TemporalAddress, Namespace: e.Namespace, UI: e.UIURL},
 		S3: config.S3{Endpoint: config.Endpoint(e.S3Endpoint), Region: e.S3Region, Bucket: e.S3Bucket,
-			AccessKey: config.Secret(e.S3AccessKey), SecretKey: e.S3SecretKey},
+			AccessKey: config.Secret(e.S3AccessKey), SecretKey: e.S3SecretKey, Syncs: true}, // the stack syncs what it acknowledges
 	}
 }
 

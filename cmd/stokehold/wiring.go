@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,7 @@ func connect(ctx context.Context, cfg config.Config, more ...stokehold.Option) (
 
 // brought is what the binary's pipelines bring.
 func brought() []stokehold.Option {
-	return []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies())}
+	return []stokehold.Option{stokehold.WithEventTypes(flights.EventTypes()...), stokehold.WithPolicies(flights.Policies()), stokehold.WithTierPolicies(flights.TierPolicies())}
 }
 
 // settings says a configuration in the framework's words.
@@ -74,10 +75,7 @@ func settings(cfg config.Config) stokehold.Config {
 			Address: cfg.Temporal.Address, Namespace: cfg.Temporal.Namespace, TaskQueue: cfg.Temporal.TaskQueue,
 			APIKey: cfg.Temporal.APIKey, TLS: cfg.Temporal.TLS,
 		},
-		S3: stokehold.S3{
-			Endpoint: cfg.S3.Endpoint.Reveal(), Region: cfg.S3.Region, Bucket: cfg.S3.Bucket,
-			AccessKey: cfg.S3.AccessKey.Reveal(), SecretKey: cfg.S3.SecretKey,
-		},
+		S3: objects(cfg.S3),
 		Flight: stokehold.Flight{
 			Addr: cfg.Flight.Addr, Advertise: cfg.Flight.Advertise, Token: cfg.Flight.Token,
 			CertFile: cfg.Flight.Cert, KeyFile: cfg.Flight.Key, CAFile: cfg.Flight.CA, Insecure: cfg.Flight.Insecure,
@@ -93,9 +91,25 @@ func settings(cfg config.Config) stokehold.Config {
 			Accelerator: cfg.Worker.Accelerator, Accelerators: cfg.Worker.Accelerators, Address: cfg.Worker.Address,
 		},
 		Place: cfg.Place.Here(), ColdPlace: cfg.Place.Cold(),
+		Tiers: stokehold.Tiering{
+			Policies: cfg.TierPolicies, WarmBytes: int64(cfg.Warm.Bytes), Every: cfg.Tiers.Every, Grace: cfg.Tiers.Grace,
+			MoveBytesPerSecond: int64(cfg.Tiers.MoveBytesPerSecond), MoveConcurrency: cfg.Tiers.MoveConcurrency,
+			SweepEvery: cfg.Tiers.SweepEvery, SweepGrace: cfg.Tiers.SweepGrace,
+		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),
 		StateDir: cfg.StateDir, Policies: cfg.Policies, PolicyKeys: cfg.PolicyKeys, Actors: cfg.Actors, Key: cfg.StampKey,
+	}
+}
+
+func objects(c config.S3) stokehold.S3 {
+	return stokehold.S3{
+		Endpoint: c.Endpoint.Reveal(), Region: c.Region, Bucket: c.Bucket, Addressing: c.Addressing,
+		AccessKey: c.AccessKey.Reveal(), SecretKey: c.SecretKey, SessionToken: c.SessionToken, Profile: c.Profile, STSEndpoint: c.STSEndpoint.Reveal(),
+		CAFile: c.CA, ClientCert: c.ClientCert, ClientKey: c.ClientKey, Proxy: c.Proxy.Reveal(),
+		Encryption: c.Encryption, KMSKeyID: c.KMSKeyID, CustomerKey: c.CustomerKey, StorageClass: c.StorageClass,
+		Syncs: c.Syncs, TakeOver: c.TakeOver, MaxObjectBytes: int64(c.MaxObjectBytes), PartBytes: int64(c.PartBytes),
+		Concurrency: c.Concurrency, Retries: c.Retries, StallTimeout: c.StallTimeout,
 	}
 }
 
@@ -124,6 +138,19 @@ func (h *hosted) liveWeeks(most int) int {
 	return n
 }
 
+// reads are what this process has opened, by the tier where it was.
+func (h *hosted) reads() report.Reads {
+	s := h.app.Store.Stats()
+	return report.Reads{Hot: s.Hot, Warm: s.Warm, Cold: s.Cold, Peer: s.Peer, Spilled: s.Spilled}
+}
+
+// Of tier policies where the quotas are small, as in a demo: the loop makes a week's
+// batches in seconds.
+const (
+	quotaEvery = time.Second
+	quotaGrace = 2 * time.Second
+)
+
 // host serves the models, and runs the example's pipelines against the server.
 func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err error) {
 	data := h.Data
@@ -131,6 +158,9 @@ func host(ctx context.Context, cfg config.Config, h hosting) (_ system, err erro
 		if data, err = flights.Open(ctx, ""); err != nil {
 			return nil, err
 		}
+	}
+	if cfg.Warm.Bytes > 0 {
+		cfg.Tiers.Every, cfg.Tiers.Grace = cmp.Or(cfg.Tiers.Every, quotaEvery), cmp.Or(cfg.Tiers.Grace, quotaGrace)
 	}
 	app, err := connect(ctx, cfg)
 	if err != nil {
@@ -221,12 +251,15 @@ type archive struct {
 	err  error
 }
 
+// archiveReason is told with each of these moves.
+const archiveReason = "stokehold demo"
+
 // archiveTimeout bounds the wait for the last moves.
 const archiveTimeout = 30 * time.Second
 
 func (a *archive) move(ctx context.Context, week uint64) {
 	for _, dataset := range []string{flights.Schedule, flights.Labels, flights.Features} {
-		id, err := a.app.Migrate(ctx, workflows.Migration{Dataset: dataset, From: a.next, To: week + 1})
+		id, err := a.app.Migrate(ctx, workflows.Migration{Dataset: dataset, From: a.next, To: week + 1, Reason: archiveReason})
 		a.ids, a.err = append(a.ids, id), errors.Join(a.err, err)
 	}
 	a.next = week + 1

@@ -38,6 +38,18 @@ func Policies() fs.FS {
 	return sub
 }
 
+//go:embed tiers/*.yaml
+var tierPolicies embed.FS
+
+// TierPolicies say where the example's batches belong, as YAML files.
+func TierPolicies() fs.FS {
+	sub, err := fs.Sub(tierPolicies, "tiers")
+	if err != nil {
+		panic(err) // cannot: the directory is embedded
+	}
+	return sub
+}
+
 // Late is the target: a flight that arrives more than LateMinutes late.
 func Late() train.Target { return train.Target{Column: "delay", Above: LateMinutes} }
 

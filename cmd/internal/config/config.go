@@ -6,6 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -45,11 +46,15 @@ type Config struct {
 	S3       S3       `koanf:"s3" json:"s3"`
 	Flight   Flight   `koanf:"flight" json:"flight"`
 	Hot      Hot      `koanf:"hot" json:"hot"`
+	Warm     Warm     `koanf:"warm" json:"warm"`
+	Tiers    Tiers    `koanf:"tiers" json:"tiers"`
 	Audit    Audit    `koanf:"audit" json:"audit"`
 	Worker   Worker   `koanf:"worker" json:"worker"`
 	Place    Place    `koanf:"place" json:"place"`
 	StateDir string   `koanf:"state" json:"state"`
 	Policies []string `koanf:"policies" json:"policies,omitempty"`
+	// TierPolicies say where batches belong.
+	TierPolicies []string `koanf:"tier_policies" json:"tier_policies,omitempty"`
 	// PolicyKeys lists the keys whose policy bundles are taken. Empty: the list in
 	// StateDir.
 	PolicyKeys string `koanf:"policy_keys" json:"policy_keys,omitempty"`
@@ -82,15 +87,6 @@ type Temporal struct {
 	APIKey    Secret `koanf:"api_key" json:"api_key,omitempty"`
 	UI        string `koanf:"ui" json:"ui,omitempty"` // base URL of the web UI, for links
 	TLS       bool   `koanf:"tls" json:"tls"`         // implied by APIKey
-}
-
-// S3 says how to reach the cold tier. Without an endpoint there is none.
-type S3 struct {
-	Endpoint  Endpoint `koanf:"endpoint" json:"endpoint"`
-	Region    string   `koanf:"region" json:"region"`
-	Bucket    string   `koanf:"bucket" json:"bucket"`
-	AccessKey Secret   `koanf:"access_key" json:"access_key,omitempty"`
-	SecretKey Secret   `koanf:"secret_key" json:"secret_key,omitempty"`
 }
 
 // Flight says how batches travel from host to host directly. Without an address
@@ -160,11 +156,10 @@ type Hot struct {
 
 // defaults also lists every key there is: a key that is not here is a fault.
 func defaults() map[string]any {
-	return map[string]any{
+	known := map[string]any{
 		"nats.url": "nats://127.0.0.1:4222", "nats.user": "", "nats.password": "", "nats.token": "", "nats.creds": "", "nats.inbox": "",
 		"temporal.address": "127.0.0.1:7233", "temporal.namespace": "default", "temporal.task_queue": "stokehold",
 		"temporal.api_key": "", "temporal.ui": "", "temporal.tls": false,
-		"s3.endpoint": "", "s3.region": "us-east-1", "s3.bucket": "stokehold", "s3.access_key": "", "s3.secret_key": "",
 		"flight.addr": "", "flight.advertise": "", "flight.token": "", "flight.cert": "", "flight.key": "", "flight.ca": "", "flight.insecure": false,
 		"hot.bytes": "", "hot.limit": "", "hot.wait": "0s", "hot.prefault": false, "hot.huge_pages": "",
 		"audit.endpoint": "", "audit.region": "", "audit.bucket": "", "audit.access_key": "", "audit.secret_key": "", "audit.dir": "",
@@ -173,6 +168,8 @@ func defaults() map[string]any {
 		"place.region": "", "place.use": "", "place.pii": []string{}, "place.cold_region": "", "place.cold_pii": []string{},
 		"state": DefaultStateDir, "policies": []string{}, "policy_keys": "", "actors": "", "actor": "", "stamp_key": "",
 	}
+	maps.Copy(known, tierDefaults())
+	return known
 }
 
 // Conventional environment names, those of the tools that people already use.
@@ -184,6 +181,7 @@ func conventional() map[string]string {
 		"TEMPORAL_TASK_QUEUE": "temporal.task_queue", "TEMPORAL_API_KEY": "temporal.api_key", "TEMPORAL_TLS": "temporal.tls",
 		"S3_ENDPOINT": "s3.endpoint", "S3_BUCKET": "s3.bucket", "AWS_REGION": "s3.region",
 		"AWS_ACCESS_KEY_ID": "s3.access_key", "AWS_SECRET_ACCESS_KEY": "s3.secret_key",
+		"AWS_SESSION_TOKEN": "s3.session_token", "AWS_CA_BUNDLE": "s3.ca",
 	}
 }
 
@@ -208,6 +206,7 @@ func Flags(fs *pflag.FlagSet) {
 	fs.String("config", "", "configuration `file` (default ./"+DefaultFile+" when it exists)")
 	fs.String("state", "", "state `directory` of the embedded stack (STOKEHOLD_STATE, default ./"+DefaultStateDir+")")
 	fs.String("actors", "", "who has which role: a `file` (STOKEHOLD_ACTORS)")
+	fs.StringSlice("tier-policies", nil, "where batches belong: a `file` or directory of tier policies; repeatable (STOKEHOLD_TIER_POLICIES)")
 	fs.StringSlice("policy", nil, "more rules: a policy `file` or directory; repeatable (STOKEHOLD_POLICIES)")
 }
 
@@ -221,18 +220,22 @@ func ServerFlags(fs *pflag.FlagSet) {
 	fs.String("s3-endpoint", "", "S3 endpoint `URL` (S3_ENDPOINT)")
 	fs.String("s3-bucket", "", "S3 bucket `name` (S3_BUCKET)")
 	fs.String("s3-region", "", "S3 region `name` (AWS_REGION)")
+	s3Flags(fs)
 	fs.String("actor", "", "your `name` in the document of actors, where the NATS credentials do not tell (STOKEHOLD_ACTOR)")
 	fs.String("hot-bytes", "", "`size` of the shared memory for batches, e.g. 512MiB (STOKEHOLD_HOT_BYTES)")
+	fs.String("warm-bytes", "", "`size` that the batches on this disk are kept below by tier policies (STOKEHOLD_WARM_BYTES)")
 	fs.String("flight-addr", "", "give batches out to other hosts at `host:port` (STOKEHOLD_FLIGHT_ADDR)")
 	fs.String("flight-advertise", "", "where other hosts reach that, `host:port` (STOKEHOLD_FLIGHT_ADVERTISE)")
 }
 
 func flagKeys() map[string]string {
-	return map[string]string{
+	keys := map[string]string{
 		"nats-url": "nats.url", "nats-creds": "nats.creds", "temporal-address": "temporal.address",
 		"temporal-namespace": "temporal.namespace", "s3-endpoint": "s3.endpoint", "s3-bucket": "s3.bucket",
 		"s3-region": "s3.region", "hot-bytes": "hot.bytes", "flight-addr": "flight.addr", "flight-advertise": "flight.advertise", "policy": "policies", "actors": "actors", "actor": "actor", "state": "state",
 	}
+	maps.Copy(keys, tierFlagKeys())
+	return keys
 }
 
 // Load resolves the configuration. Errors wrap ErrConfig and name the file,
@@ -317,14 +320,7 @@ func (c Config) validate() error {
 	if _, err := Endpoint(c.Temporal.Address).HostPort("7233"); err != nil {
 		bad("temporal.address", "%v", err)
 	}
-	if c.S3.Endpoint != "" {
-		if _, err := c.S3.Endpoint.HostPort(""); err != nil {
-			bad("s3.endpoint", "%v", err)
-		}
-		if c.S3.AccessKey == "" || c.S3.SecretKey == "" {
-			bad("s3.endpoint", "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-		}
-	}
+	c.validateTiers(bad)
 	if c.Hot.Bytes != 0 && c.Hot.Bytes < 1<<20 {
 		bad("hot.bytes", "%s is too small: give it at least 1MiB", c.Hot.Bytes)
 	}
@@ -400,7 +396,7 @@ func readFile(o Options) (*koanf.Koanf, error) {
 func readEnv(environ []string) (generic, prefixed *koanf.Koanf) {
 	list := func(key, v string) any {
 		switch key {
-		case "policies":
+		case "policies", "tier_policies":
 			return strings.Split(v, string(os.PathListSeparator))
 		case "place.pii", "place.cold_pii":
 			return strings.Split(v, ",")

@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 // Found is what a running `stokehold dev` tells of its servers. A server with an
 // empty address does not run there.
 type Found struct {
@@ -28,6 +30,14 @@ func (f Found) keys() map[string]any {
 	put("temporal.namespace", f.Temporal.Namespace)
 	put("temporal.task_queue", f.Temporal.TaskQueue)
 	put("temporal.ui", f.Temporal.UI)
+	if f.S3.Endpoint != "" { // and nothing of what the environment says of another
+		for key, v := range tierDefaults() {
+			if strings.HasPrefix(key, "s3.") {
+				m[key] = v
+			}
+		}
+		m["s3.syncs"] = f.S3.Syncs
+	}
 	put("s3.endpoint", f.S3.Endpoint.Reveal())
 	put("s3.region", f.S3.Region)
 	put("s3.bucket", f.S3.Bucket)

@@ -303,7 +303,14 @@ type result struct {
 		BodyBytes         int64 `json:"body_bytes"`
 		CopiedBytes       int64 `json:"copied_bytes"`
 	}
-	Tiers   struct{ Hot, Warm, Cold, Moved int64 }
+	Tiers struct {
+		Hot, Warm, Cold, Moved int64
+		Moves                  []struct {
+			To, Reason   string
+			Count, Bytes int64
+		}
+		Reads struct{ Hot, Warm, Cold, Peer int64 }
+	}
 	Seconds float64
 	Peak    int64 `json:"peak_memory_bytes"`
 }

@@ -1,8 +1,10 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -19,8 +21,9 @@ type Fold struct {
 	Batches Batches
 	Tiers   Tiers
 
-	closed   []drift.Report // by week
-	from     []string       // the first day of each of closed
+	moved    map[[2]string]Move // by tier and reason
+	closed   []drift.Report     // by week
+	from     []string           // the first day of each of closed
 	episodes []episode
 }
 
@@ -54,6 +57,11 @@ func (f Fold) Add(d events.Delivery) Fold {
 		if m, ok := decode[events.TierMoved](d); ok {
 			f.Tiers.Moved++
 			f.Tiers = f.Tiers.plus(arrowio.Tier(m.To))
+			f = f.move(Move{m.To, m.Reason, 1, m.Bytes})
+		}
+	case events.TypeBatchExpired:
+		if x, ok := decode[events.BatchExpired](d); ok {
+			f = f.move(Move{"expired", x.Reason, max(x.To-x.From, 0), 0})
 		}
 	case events.TypeStageCompleted:
 		if c, ok := decode[events.StageCompleted](d); ok {
@@ -75,6 +83,32 @@ func (f Fold) Add(d events.Delivery) Fold {
 		f = f.learn(d)
 	}
 	return f
+}
+
+// maxMoves bounds the reasons that are told apart; the others count as those without one.
+const maxMoves = 64
+
+func (f Fold) move(m Move) Fold {
+	key := [2]string{m.To, m.Reason}
+	if _, ok := f.moved[key]; !ok && len(f.moved) >= maxMoves {
+		m.Reason, key[1] = "", ""
+	}
+	f.moved = maps.Clone(f.moved)
+	if f.moved == nil {
+		f.moved = map[[2]string]Move{}
+	}
+	was := f.moved[key]
+	f.moved[key] = Move{m.To, m.Reason, was.Count + m.Count, was.Bytes + m.Bytes}
+	return f
+}
+
+func (f Fold) moves() []Move {
+	out := make([]Move, 0, len(f.moved))
+	for _, m := range f.moved {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b Move) int { return cmp.Or(cmp.Compare(a.To, b.To), cmp.Compare(a.Reason, b.Reason)) })
+	return out
 }
 
 // learn takes in what became of a drift.

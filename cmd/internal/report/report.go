@@ -126,7 +126,32 @@ type Tiers struct {
 	Warm  int64 `json:"warm"`
 	Cold  int64 `json:"cold"`
 	Moved int64 `json:"moved"`
+	// Moves are those, and expiries, by why; by tier and reason.
+	Moves []Move `json:"moves"`
+	// Reads are those of this process's part of the run: where batches were when they
+	// were opened.
+	Reads Reads `json:"reads"`
 }
+
+// Move counts the moves to one tier for one reason.
+type Move struct {
+	To     string `json:"to"`     // tier; "expired": their time was over
+	Reason string `json:"reason"` // TIERPOLICY/RULE, or a person's; "": none was given
+	Count  int64  `json:"count"`
+	Bytes  int64  `json:"bytes"` // of the copies; 0 of expiries
+}
+
+// Reads counts batches as they were opened.
+type Reads struct {
+	Hot     int64 `json:"hot"`
+	Warm    int64 `json:"warm"`
+	Cold    int64 `json:"cold"`
+	Peer    int64 `json:"peer"`    // from another process
+	Spilled int64 `json:"spilled"` // batches written to the disk alone, for want of room in shared memory
+}
+
+// All is how many there were.
+func (r Reads) All() int64 { return r.Hot + r.Warm + r.Cold + r.Peer }
 
 // Model is one version in the registry.
 type Model struct {
@@ -174,6 +199,7 @@ type Info struct {
 	Data            Data
 	Took            time.Duration
 	PeakMemoryBytes int64
+	Reads           Reads
 }
 
 // Source is where a report is read from.
@@ -208,6 +234,7 @@ func Build(src Source) (Report, error) {
 		Seconds:         math.Round(src.Info.Took.Seconds()*1000) / 1000,
 		PeakMemoryBytes: src.Info.PeakMemoryBytes,
 	}
+	r.Tiers.Reads, r.Tiers.Moves = src.Info.Reads, f.moves()
 	if n := len(r.Denials); n > maxDenials {
 		r.Denials = r.Denials[n-maxDenials:]
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -93,9 +94,10 @@ func fixture(t *testing.T) report.Source {
 		l.add(events.TypeBatchPublished, fmt.Sprint("flights/schedule#", i), day,
 			events.BatchPublished{Dataset: "flights/schedule", Sequence: int64(i), Rows: 11000, BodyBytes: 440000, Tier: "hot"})
 		if i < 2 {
-			l.add(events.TypeTierMoved, fmt.Sprint("moved#", i), day, events.TierMoved{Dataset: "flights/schedule", From: "warm", To: "cold"})
+			l.add(events.TypeTierMoved, fmt.Sprint("moved#", i), day, events.TierMoved{Dataset: "flights/schedule", From: "warm", To: "cold", Bytes: 1000, Reason: "flights/watermarks"})
 		}
 	}
+	l.add(events.TypeBatchExpired, "expired", day, events.BatchExpired{Dataset: "flights/schedule", From: 0, To: 3, Reason: "flights/ttl"})
 	l.add(events.TypeStageCompleted, "features-done", day, events.StageCompleted{Stage: "features", Leased: 6, BodyBytes: 2640000})
 	why := "challenger's log loss 0.4898 on week 10 is not below the champion's 0.4871: the newest weeks have no snow, those it was trained on had"
 	for i, w := range []report.Week{
@@ -123,7 +125,7 @@ func fixture(t *testing.T) report.Source {
 			{Model: "flights", ID: strings.Repeat("c3", 32), Status: models.Refused, Reason: why, Bytes: 900, Lineage: models.Lineage{Run: "r2"}},
 		}),
 		Champions: map[string]string{"flights": strings.Repeat("b2", 32)},
-		Info: report.Info{Stokehold: "v0.1.0", Seed: 7, Took: 41234567 * time.Microsecond, PeakMemoryBytes: 612 << 20,
+		Info: report.Info{Stokehold: "v0.1.0", Seed: 7, Took: 41234567 * time.Microsecond, Reads: report.Reads{Hot: 14, Warm: 2, Cold: 4}, PeakMemoryBytes: 612 << 20,
 			Data: report.Data{Source: "flights-2001.parquet", SHA256: strings.Repeat("0f", 32), Rows: 300000}},
 	}
 }
@@ -139,13 +141,15 @@ func build(t *testing.T) report.Report {
 
 func TestBuild(t *testing.T) {
 	r := build(t)
-	if want := (report.Events{Published: 28, Judged: 31, Denied: 1}); r.Events != want {
+	if want := (report.Events{Published: 29, Judged: 31, Denied: 1}); r.Events != want {
 		t.Errorf("events %+v, want %+v", r.Events, want)
 	}
 	if want := (report.Batches{Published: 6, Leased: 6, BodyBytes: 2640000}); r.Batches != want {
 		t.Errorf("batches %+v, want %+v", r.Batches, want)
 	}
-	if want := (report.Tiers{Hot: 6, Cold: 2, Moved: 2}); r.Tiers != want {
+	moves := []report.Move{{To: "cold", Reason: "flights/watermarks", Count: 2, Bytes: 2000}, {To: "expired", Reason: "flights/ttl", Count: 3}}
+	reads := report.Reads{Hot: 14, Warm: 2, Cold: 4}
+	if want := (report.Tiers{Hot: 6, Cold: 2, Moved: 2, Moves: moves, Reads: reads}); !reflect.DeepEqual(r.Tiers, want) {
 		t.Errorf("tiers %+v, want %+v", r.Tiers, want)
 	}
 	if len(r.Weeks) != 6 || r.Weeks[0].Week != 7 || r.Weeks[5].From != "2001-03-26" {

@@ -200,6 +200,13 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 	row("batches", "%s published · %s leased by reference (%s)", Count(r.Batches.Published), Count(r.Batches.Leased), Bytes(r.Batches.BodyBytes))
 	row("", "%s", copied)
 	row("tiers", "%s hot · %s warm · %s cold · %s verified moves", Count(r.Tiers.Hot), Count(r.Tiers.Warm), Count(r.Tiers.Cold), Count(r.Tiers.Moved))
+	for _, m := range r.Tiers.Moves {
+		row("", "%s %s", Count(m.Count), m.what())
+	}
+	if n := r.Tiers.Reads; n.All() > 0 {
+		share := func(k int64) string { return fmt.Sprintf("%.0f %%", 100*float64(k)/float64(n.All())) }
+		row("reads", "%s · %s hot · %s warm · %s cold", Count(n.All()), share(n.Hot+n.Peer), share(n.Warm), share(n.Cold))
+	}
 	var champions strings.Builder
 	for _, m := range r.Models {
 		if m.Champion {
@@ -208,6 +215,21 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 	}
 	row("models", "%d versions%s", len(r.Models), champions.String())
 	row("time", "%.1f s · peak memory %s · seed %d", r.Seconds, Bytes(r.PeakMemoryBytes), r.Seed)
+}
+
+// what says where the batches went, and why.
+func (m Move) what() string {
+	s := "to " + Clean(m.To)
+	if m.To == "expired" {
+		s = m.To
+	}
+	if m.Reason != "" {
+		s += " by " + Clean(m.Reason)
+	}
+	if m.Bytes > 0 {
+		s += " · " + Bytes(m.Bytes)
+	}
+	return s
 }
 
 // String is the rule and its counts in one line.
