@@ -27,7 +27,7 @@ type Config struct {
 	// the protocol. Data go nowhere that their labels forbid, and what is not known counts
 	// against a place (docs/LABELS.md).
 	Place, ColdPlace events.Place
-	Tiers    Tiering
+	Tiers            Tiering
 	// Actors is a document that says who has which role (docs/APPROVALS.md). Without
 	// one nobody can approve anything.
 	Actors string

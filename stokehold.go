@@ -383,8 +383,6 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	return nil
 }
 
-}
-
 func (a *App) dialTemporal(ctx context.Context, _ options) error {
 	t := a.cfg.Temporal
 	c, err := workflows.Dial(ctx, workflows.DialConfig{

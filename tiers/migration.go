@@ -98,6 +98,9 @@ type moveRecord struct {
 	Copied bool `json:"copied,omitempty"`
 }
 
+// onlyCopies reports that nothing goes at the end.
+func (r *moveRecord) onlyCopies() bool { return !r.Evict && r.Evicted.SHA256 == "" }
+
 // MoveStep makes one step of m and returns the state after it. A step that has
 // taken effect, by this caller or another, is a success and does nothing; two
 // migrators of one batch make one copy and one event. ErrOrder if an earlier
@@ -145,7 +148,31 @@ func (s *Store) CopyBatch(ctx context.Context, m Migration) error {
 			return err
 		}
 	}
+	if m.Evict {
+		return nil
+	}
+	// A copy replaces nothing: it is done, and must keep no other migration waiting.
+	if err := s.finishCopy(ctx, m); err != nil {
+		return &Error{Op: "move (finish)", Dataset: m.Dataset, Batch: batchID(m.Dataset, m.Sequence), Err: err}
+	}
 	return nil
+}
+
+// finishCopy forgets a migration that has been announced and removes nothing.
+func (s *Store) finishCopy(ctx context.Context, m Migration) error {
+	mv, err := s.mover(m)
+	if err != nil {
+		return err
+	}
+	var rec moveRecord
+	rev, err := mv.catalog.get(ctx, mv.key, &rec)
+	if err == nil && rec.onlyCopies() && rec.reached(StepAnnounce) {
+		err = mv.catalog.remove(ctx, mv.key, rev)
+	}
+	if errors.Is(err, ErrNotFound) || errors.Is(err, errConflict) {
+		return nil // another migrator has
+	}
+	return err
 }
 
 // DropBatch makes the last step of m: call it after a grace. Idempotent. ErrLeased
@@ -207,14 +234,11 @@ func (s *Store) moveStep(ctx context.Context, m Migration, step Step, have *Batc
 	if sync, ok := s.cold.(Syncer); m.Evict && (!ok || !sync.Syncs()) {
 		return st, fmt.Errorf("%w: the warm copy of a batch stays beside %s", ErrNotDurable, s.cold.URI("batches"))
 	}
-	name, err := token("dataset", m.Dataset)
+	mv, err := s.mover(m)
 	if err != nil {
 		return st, err
 	}
-	mv := &mover{Store: s, m: m, have: have, to: coldCopies{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
-	if m.target() == arrowio.Warm {
-		mv.to, mv.key, mv.otherKey = warmCopies{s}, mv.otherKey, mv.key
-	}
+	mv.have = have
 	rec, err := mv.load(ctx)
 	if err != nil {
 		return st, err

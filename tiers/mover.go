@@ -22,6 +22,18 @@ type mover struct {
 	otherKey string // of that in the other direction
 }
 
+func (s *Store) mover(m Migration) (*mover, error) {
+	name, err := token("dataset", m.Dataset)
+	if err != nil {
+		return nil, err
+	}
+	mv := &mover{Store: s, m: m, to: coldCopies{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
+	if m.target() == arrowio.Warm {
+		mv.to, mv.key, mv.otherKey = warmCopies{s}, mv.otherKey, mv.key
+	}
+	return mv, nil
+}
+
 // load returns the migration's record. Without one it is complete if the catalog
 // says what was asked for, and not begun otherwise.
 func (mv *mover) load(ctx context.Context) (moveRecord, error) {
@@ -31,6 +43,12 @@ func (mv *mover) load(ctx context.Context) (moveRecord, error) {
 		return rec, err
 	}
 	_, err = mv.catalog.get(ctx, mv.key, &rec)
+	if err == nil && mv.m.Evict && rec.onlyCopies() && rec.reached(StepAnnounce) {
+		// Of a copy, which is complete: evicting begins after it.
+		if err = mv.forgetRecord(ctx); err == nil || errors.Is(err, errConflict) {
+			rec, err = moveRecord{MoveState: MoveState{Migration: mv.m}}, ErrNotFound
+		}
+	}
 	if err == nil {
 		rec.Evict = mv.m.Evict || rec.Evict
 		return rec, nil
@@ -56,7 +74,9 @@ func (mv *mover) record(ctx context.Context, done Step, change func(*moveRecord)
 		if !exists && done != StepIntent {
 			return false, fmt.Errorf("%w: another migrator completed it", errConflict)
 		}
+		evict := r.Evict
 		r.Migration = mv.m
+		r.Evict = r.Evict || evict // of the other of two that go the same way
 		r.Done = done
 		change(r)
 		return true, nil

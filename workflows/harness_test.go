@@ -194,7 +194,7 @@ func environment(t *testing.T, f *fakes, ds ...*workflows.Definition) *testsuite
 	t.Helper()
 	suite := &testsuite.WorkflowTestSuite{}
 	env := suite.NewTestWorkflowEnvironment()
-	env.SetTestTimeout(20 * time.Second)
+	env.SetTestTimeout(time.Minute) // of real time without progress: machines may be slow
 	err := workflows.Register(env, workflows.WorkerConfig{
 		Client: f, Executor: f, Publisher: f, Aliases: f, Migrator: f, Tiers: f.tiers, Pipelines: ds, WithoutSearchAttributes: true,
 	})
