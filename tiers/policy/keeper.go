@@ -40,6 +40,7 @@ type Keeper struct {
 	// end, grace and all. The move is judged there: one that is refused is asked for
 	// again after a while that doubles.
 	Evict func(ctx context.Context, t Task) (wait func(context.Context) error, err error)
+	Clock func() time.Time // that batches are committed by; default time.Now
 	Log   *slog.Logger
 
 	mu      sync.Mutex
@@ -106,9 +107,13 @@ func (k *Keeper) Look(ctx context.Context) error {
 	if err != nil || float64(used) <= marks.High*float64(k.Quota) {
 		return err
 	}
+	now := time.Now
+	if k.Clock != nil {
+		now = k.Clock
+	}
 	tasks, _, err := set.Demote(ctx, k.Store, Shortage{
 		Quota: k.Quota, Limit: k.room(), Here: k.Store.HasWarm, Leaving: k.isLeaving, Stays: k.isHeld,
-		Conditions: Conditions{Now: time.Now(), Pressure: float64(used) / float64(k.Quota), Next: NextUse(ctx, k.Store, k.log())},
+		Conditions: Conditions{Now: now(), Pressure: float64(used) / float64(k.Quota), Next: NextUse(ctx, k.Store, k.log())},
 	})
 	if err != nil {
 		return err

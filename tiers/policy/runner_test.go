@@ -112,7 +112,7 @@ func TestKeeperComesDownToTheLowWatermarks(t *testing.T) {
 		}
 		var mu sync.Mutex
 		var asked []policy.Task
-		k := policy.Keeper{Store: store, Policies: parse(t, c.spec), Quota: 1000, Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+		k := policy.Keeper{Store: store, Policies: parse(t, c.spec), Quota: 1000, Clock: func() time.Time { return now }, Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			asked = append(asked, task)
