@@ -38,11 +38,7 @@ type S3 struct {
 
 	// Syncs declares that the endpoint keeps acknowledged objects through a power cut.
 	// While it is unset no batch leaves the warm tier.
-	Syncs bool
-	// TakeOver makes a bucket that belongs to another deployment this one's. Only for
-	// when that one is gone: each would sweep what the other refers to.
-	TakeOver bool
-
+	Syncs          bool
 	MaxObjectBytes int64
 	PartBytes      int64
 	Concurrency    int
@@ -94,8 +90,8 @@ func (s S3) config() s3.Config {
 	}
 }
 
-// openCold connects to the object store, if there is one, and makes sure that it is
-// this deployment's. A process that only observes claims nothing and writes nothing.
+// openCold connects to the object store, if there is one. For a process that only
+// observes nothing is written there, not even to probe it.
 func (a *App) openCold(ctx context.Context, o options) (tiers.ObjectStore, error) {
 	if a.cfg.S3.Endpoint == "" {
 		return nil, nil
@@ -111,9 +107,6 @@ func (a *App) openCold(ctx context.Context, o options) (tiers.ObjectStore, error
 	a.onClose(func(context.Context) error { store.Close(); return nil })
 	if looking {
 		return store, nil
-	}
-	if err := a.claim(ctx, store); err != nil {
-		return nil, err
 	}
 	g := store.Guarantees()
 	a.cfg.Log.InfoContext(ctx, "object store", "endpoint", a.cfg.S3.Endpoint, "bucket", a.cfg.S3.Bucket, "guarantees", g)

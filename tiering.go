@@ -192,18 +192,9 @@ func (a *App) sweeps(ctx context.Context) {
 
 // Sweep removes files of this process's warm directory and objects of the cold tier
 // that the catalog does not name and that are older than Config.Tiers.SweepGrace and
-// two hours, and what uploads that never ended have left. It refuses a bucket that
-// another deployment has taken over since. Work does it from time to time.
+// two hours, and what uploads that never ended have left. A bucket that another
+// system has taken over since gives tiers.ErrOwned. Work does it from time to time.
 func (a *App) Sweep(ctx context.Context) (done tiers.SweptObjects, err error) {
-	if a.cold != nil {
-		owner, err := tiers.ObjectsOwner(ctx, a.cold)
-		if err != nil {
-			return done, err
-		}
-		if owner.Deployment != a.Deployment {
-			return done, &tiers.OwnedError{Store: a.cold.URI(tiers.OwnerKey), Owner: owner}
-		}
-	}
 	err = a.Store.Collect(ctx, a.cfg.Tiers.SweepGrace, true, func(o tiers.Orphan) error {
 		done.Removed++
 		done.Bytes += o.Bytes

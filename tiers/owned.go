@@ -36,6 +36,19 @@ func (s *Store) ownCold(ctx context.Context, remove bool) error {
 	return err
 }
 
+// ClaimCold makes the cold tier this catalog's now instead of with the first object
+// that is put there, so that a mistake shows at the start: OwnedError if it is another's.
+// Without a cold tier it does nothing.
+func (s *Store) ClaimCold(ctx context.Context) error {
+	if s.cold == nil {
+		return nil
+	}
+	if err := s.claimCold(ctx); err != nil {
+		return &Error{Op: "claim the cold tier", Err: err}
+	}
+	return nil
+}
+
 // TakeOverCold makes the cold tier this catalog's although another has claimed it.
 // For when that one is gone: the other then moves nothing there any more, and
 // Collect takes what it has stored for what nothing names.

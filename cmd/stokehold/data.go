@@ -37,15 +37,11 @@ func (a *app) data() *cobra.Command {
 }
 
 // withData runs f on the data plane of the deployment that the flags name.
-func (a *app) withData(cmd *cobra.Command, f func(context.Context, dataSystem) error) error {
+func (a *app) withData(cmd *cobra.Command, f func(context.Context, dataSystem) error) (err error) {
 	cfg, err := a.load(cmd)
 	if err != nil {
 		return err
 	}
-	return a.withDataOf(cmd, cfg, f)
-}
-
-func (a *app) withDataOf(cmd *cobra.Command, cfg config.Config, f func(context.Context, dataSystem) error) (err error) {
 	if err := reach(cmd.Context(), cfg); err != nil {
 		return err
 	}

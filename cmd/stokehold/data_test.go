@@ -43,8 +43,6 @@ func (moved) Migrated(_ context.Context, _ string) (workflows.MigrationResult, e
 	return workflows.MigrationResult{Moved: 3}, nil
 }
 
-func (moved) Owner() string { return "deployment-1" }
-
 // The data commands on a real catalog, warm directory and objects.
 func TestData(t *testing.T) {
 	ctx := t.Context()

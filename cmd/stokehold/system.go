@@ -114,8 +114,6 @@ type dataSystem interface {
 	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
 	Migrate(ctx context.Context, m workflows.Migration) (id string, err error)
 	Migrated(ctx context.Context, id string) (workflows.MigrationResult, error)
-	// Owner is the deployment that owns the object store; "" without one.
-	Owner() string
 	Close(ctx context.Context) error
 }
 
@@ -135,8 +133,6 @@ func (s stored) Migrate(ctx context.Context, m workflows.Migration) (string, err
 func (s stored) Migrated(ctx context.Context, id string) (workflows.MigrationResult, error) {
 	return workflows.MigrationOutcome(ctx, s.app.Temporal, id)
 }
-
-func (s stored) Owner() string { return s.app.Deployment }
 
 func (s stored) Close(ctx context.Context) error { return s.app.Close(ctx) }
 

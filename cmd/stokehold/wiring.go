@@ -108,7 +108,7 @@ func objects(c config.S3) stokehold.S3 {
 		AccessKey: c.AccessKey.Reveal(), SecretKey: c.SecretKey, SessionToken: c.SessionToken, Profile: c.Profile, STSEndpoint: c.STSEndpoint.Reveal(),
 		CAFile: c.CA, ClientCert: c.ClientCert, ClientKey: c.ClientKey, Proxy: c.Proxy.Reveal(),
 		Encryption: c.Encryption, KMSKeyID: c.KMSKeyID, CustomerKey: c.CustomerKey, StorageClass: c.StorageClass,
-		Syncs: c.Syncs, TakeOver: c.TakeOver, MaxObjectBytes: int64(c.MaxObjectBytes), PartBytes: int64(c.PartBytes),
+		Syncs: c.Syncs, MaxObjectBytes: int64(c.MaxObjectBytes), PartBytes: int64(c.PartBytes),
 		Concurrency: c.Concurrency, Retries: c.Retries, StallTimeout: c.StallTimeout,
 	}
 }

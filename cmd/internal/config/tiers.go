@@ -35,9 +35,6 @@ type S3 struct {
 	Concurrency    int           `koanf:"concurrency" json:"concurrency,omitempty"`
 	Retries        int           `koanf:"retries" json:"retries,omitempty"`
 	StallTimeout   time.Duration `koanf:"stall_timeout" json:"stall_timeout,omitempty"`
-
-	// TakeOver is for the one command that asks for it: no file and no variable sets it.
-	TakeOver bool `koanf:"-" json:"-"`
 }
 
 // Warm is the directory of batches on this host's disk.

@@ -87,7 +87,7 @@ func TestDemoWithSmallQuotas(t *testing.T) { //nolint:tparallel // the subtests 
 			{"batches in the cold tier", 0, []string{"move", dataset, "--to", "2", "--evict", "--grace", "1ms", "--wait"}},
 			{"0 copies", 0, []string{"gc"}},
 			{"rows", 0, []string{"export", dataset, filepath.Join(t.TempDir(), "labels.parquet")}},
-			{"belongs to this deployment", 0, []string{"claim"}},
+			{"this system's", 0, []string{"take-over"}},
 		} {
 			if out := data(t, c.code, c.args...); !strings.Contains(out, c.want) {
 				t.Errorf("data %v says nothing of %q:\n%s", c.args, c.want, out)

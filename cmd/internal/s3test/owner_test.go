@@ -18,7 +18,7 @@ import (
 	"github.com/stokehold/stokehold/tiers/s3"
 )
 
-// A deployment owns its bucket from its first start, whatever process comes; another
+// A system owns its bucket from its first start; another
 // is refused until it takes over, and then the first removes nothing there any more.
 // While the endpoint is not declared to sync nothing leaves the disk.
 func TestBucketsHaveOneOwner(t *testing.T) {
@@ -41,8 +41,8 @@ func TestBucketsHaveOneOwner(t *testing.T) {
 		Temporal: stokehold.Temporal{Address: e.TemporalAddress, Namespace: e.Namespace},
 		S3:       stokehold.S3{Endpoint: e.S3Endpoint, Region: e.S3Region, Bucket: e.S3Bucket, AccessKey: e.S3AccessKey, SecretKey: e.S3SecretKey, StorageClass: "STANDARD"},
 	}
-	connect := func(cfg stokehold.Config) (*stokehold.App, error) {
-		app, err := stokehold.Connect(ctx, cfg, stokehold.Maintaining())
+	connect := func(cfg stokehold.Config, opts ...stokehold.Option) (*stokehold.App, error) {
+		app, err := stokehold.Connect(ctx, cfg, opts...)
 		if err == nil {
 			t.Cleanup(func() {
 				if err := app.Close(context.Background()); err != nil {
@@ -55,10 +55,6 @@ func TestBucketsHaveOneOwner(t *testing.T) {
 	first, err := connect(mine)
 	if err != nil {
 		t.Fatal(err)
-	}
-	again, err := connect(mine)
-	if err != nil || again.Deployment == "" || again.Deployment != first.Deployment {
-		t.Fatalf("deployment %q, then %q, %v", first.Deployment, again.Deployment, err)
 	}
 	if _, err := first.Sweep(ctx); err != nil {
 		t.Errorf("sweeping one's own bucket: %v", err)
@@ -82,7 +78,7 @@ func TestBucketsHaveOneOwner(t *testing.T) {
 		t.Errorf("evicting to an endpoint that does not sync: %v", err)
 	}
 	mine.S3.Syncs = true
-	durable, err := connect(mine)
+	durable, err := connect(mine, stokehold.Maintaining())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,23 +89,29 @@ func TestBucketsHaveOneOwner(t *testing.T) {
 	other := mine
 	other.StateDir = t.TempDir()
 	other.NATS = stokehold.NATS{URL: natstest.Start(t).Connect().ConnectedUrl()}
-	if _, err := connect(other); !errors.Is(err, tiers.ErrOwned) || !strings.Contains(err.Error(), "--take-over") || !strings.Contains(err.Error(), first.Deployment) {
-		t.Errorf("another deployment on the bucket: %v", err)
+	if _, err := connect(other); !errors.Is(err, tiers.ErrOwned) || !strings.Contains(err.Error(), "data take-over") {
+		t.Errorf("another system on the bucket: %v", err)
 	}
-	other.S3.TakeOver = true
-	second, err := connect(other)
-	if err != nil || second.Deployment == first.Deployment {
-		t.Fatalf("taking over: %v", err)
+	desk, err := connect(other, stokehold.Maintaining())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := desk.Store.TakeOverCold(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect(other); err != nil {
+		t.Errorf("after taking over: %v", err)
 	}
 	if _, err := first.Sweep(ctx); !errors.Is(err, tiers.ErrOwned) {
 		t.Errorf("sweeping what another has taken over: %v", err)
 	}
+	mine.StateDir = t.TempDir()
 	if _, err := connect(mine); !errors.Is(err, tiers.ErrOwned) {
 		t.Errorf("the first comes back: %v", err)
 	}
 	bad := other
 	bad.S3.StorageClass, bad.S3.Addressing = "cold storage", "sideways"
-	if _, err := connect(bad); !errors.Is(err, s3.ErrConfig) || !strings.Contains(err.Error(), "storage class") || !strings.Contains(err.Error(), "sideways") {
+	if _, err := connect(bad, stokehold.Maintaining()); !errors.Is(err, s3.ErrConfig) || !strings.Contains(err.Error(), "storage class") || !strings.Contains(err.Error(), "sideways") {
 		t.Errorf("fields that are wrong: %v", err)
 	}
 }
