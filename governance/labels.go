@@ -18,7 +18,16 @@ const (
 	CodeDeclassification = "Declassification" // labels are taken off, and no policy is about that
 )
 
-var labelCodes = map[string]string{label.Residency: CodeResidency, label.Licence: CodeLicence, label.PII: CodePersonalData}
+func labelCode(kind string) string {
+	switch kind {
+	case label.Residency:
+		return CodeResidency
+	case label.Licence:
+		return CodeLicence
+	default:
+		return CodePersonalData
+	}
+}
 
 // placed are the data of the events that bring data or a model somewhere, as far as
 // labels matter.
@@ -74,7 +83,7 @@ func byLabels(d *Decision, labels string, data []byte) bool {
 	for i, v := range found {
 		reasons[i] = v.Reason
 	}
-	refuse(d, events.Deny, labelCodes[found[0].Kind], shorten("the labels forbid "+what+": "+strings.Join(reasons, "; "), maxReasonBytes))
+	refuse(d, events.Deny, labelCode(found[0].Kind), shorten("the labels forbid "+what+": "+strings.Join(reasons, "; "), maxReasonBytes))
 	return true
 }
 

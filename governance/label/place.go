@@ -68,8 +68,9 @@ func (s Set) residency(p events.Place) (Violation, bool) {
 	return v, true
 }
 
-// Uses that licences for no commercial use allow.
-var noncommercial = []string{"noncommercial", "research"}
+// noncommercial reports whether a use, or a part of a licence's name, is one that
+// licences for no commercial use allow.
+func noncommercial(use string) bool { return use == "noncommercial" || use == "research" }
 
 func (s Set) licence(p events.Place) (Violation, bool) {
 	v := Violation{Kind: Licence}
@@ -78,7 +79,7 @@ func (s Set) licence(p events.Place) (Violation, bool) {
 		switch {
 		case name == "none" || name == "unknown":
 			without = append(without, name)
-		case slices.ContainsFunc(strings.Split(name, "-"), restricts) && !slices.Contains(noncommercial, p.Use):
+		case slices.ContainsFunc(strings.Split(name, "-"), restricts) && !noncommercial(p.Use):
 			bound = append(bound, name)
 		default:
 			continue
@@ -98,9 +99,7 @@ func (s Set) licence(p events.Place) (Violation, bool) {
 	return v, true
 }
 
-func restricts(part string) bool {
-	return part == "nc" || slices.Contains(noncommercial, part)
-}
+func restricts(part string) bool { return part == "nc" || noncommercial(part) }
 
 func (s Set) personal(p events.Place) (Violation, bool) {
 	v := Violation{Kind: PII}
