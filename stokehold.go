@@ -61,7 +61,7 @@ type App struct {
 	// nil for an observer without a list of trusted keys.
 	Policies  *bundle.Manager
 	Approvals *approval.Store
-	Budgets   *budget.Ledger
+	Budgets   *budget.Ledger // nil for an observer
 	Temporal  workflows.Client
 	Types     *events.Registry
 	Hot       *shm.Host
@@ -70,6 +70,7 @@ type App struct {
 
 	cfg     Config
 	hosting atomic.Pointer[hosted]
+	asked   askedLedger // of an observer
 	nc      *nats.Conn
 	working runtimes
 	closers []func(context.Context) error // run last to first
