@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
@@ -40,22 +41,64 @@ func (w Worker) validate() []error {
 // noAccelerator is what policies see of a worker without one.
 const noAccelerator = "none"
 
-// openBudgets follows the limits and the ledger.
+// openBudgets follows the limits and the ledger. A process that only observes does
+// when a policy first asks: it would read all of the ledger for nothing.
 func (a *App) openBudgets(ctx context.Context, o options) error {
-	var err error
-	a.Budgets, err = budget.Open(ctx, budget.Config{Conn: a.nc, ReadOnly: o.observing, Logger: a.cfg.Log})
-	if err != nil {
-		return err
+	open := func(ctx context.Context) (*budget.Ledger, error) {
+		return budget.Open(ctx, budget.Config{Conn: a.nc, ReadOnly: o.observing, Logger: a.cfg.Log})
 	}
-	a.onClose(a.Budgets.Close)
+	if !o.observing {
+		l, err := open(ctx)
+		if err != nil {
+			return err
+		}
+		a.Budgets = l
+		a.onClose(l.Close)
+		return nil
+	}
+	a.asked.open = open
+	a.onClose(a.asked.close)
 	return nil
 }
 
-func (a *App) budgetFacts(ctx context.Context, ev *events.Event, known *governance.Budget) error {
-	if a.Budgets == nil {
+// askedLedger is a ledger that is opened when it is first asked.
+type askedLedger struct {
+	open func(context.Context) (*budget.Ledger, error) // nil: there is none
+
+	mu     sync.Mutex
+	ledger *budget.Ledger
+}
+
+func (a *askedLedger) get(ctx context.Context) (*budget.Ledger, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ledger != nil || a.open == nil {
+		return a.ledger, nil
+	}
+	var err error
+	a.ledger, err = a.open(ctx)
+	return a.ledger, err
+}
+
+func (a *askedLedger) close(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.open = nil
+	if a.ledger == nil {
 		return nil
 	}
-	return a.Budgets.Facts(ctx, ev, known)
+	return a.ledger.Close(ctx)
+}
+
+func (a *App) budgetFacts(ctx context.Context, ev *events.Event, known *governance.Budget) error {
+	l := a.Budgets
+	if l == nil {
+		var err error
+		if l, err = a.asked.get(ctx); l == nil {
+			return err
+		}
+	}
+	return l.Facts(ctx, ev, known)
 }
 
 // workerFacts says where an event was published or is to be handled: by this
@@ -127,7 +170,9 @@ func ConnectBudgets(ctx context.Context, cfg Config) (_ *BudgetDesk, err error) 
 	if err = d.app.openBudgets(ctx, options{observing: true}); err != nil {
 		return nil, err
 	}
-	d.Ledger = d.app.Budgets
+	if d.Ledger, err = d.app.asked.get(ctx); err != nil {
+		return nil, err
+	}
 	d.Store, err = budget.NewStore(d.app.nc, "")
 	return d, err
 }

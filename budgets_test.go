@@ -125,4 +125,22 @@ budgets:
 	expect("some spent", "")
 	spend("score", 40*time.Second)
 	expect("another pipeline of the team spent the rest", "team late has spent 2")
+
+	// An observer sees the same.
+	looking := &App{nc: nc, cfg: a.cfg}
+	if err := looking.openBudgets(ctx, options{observing: true}); err != nil {
+		t.Fatal(err)
+	}
+	var known governance.Budget
+	ev, err := events.New(events.TypeStageStarted, "test", "train/r1", "seen", time.Now(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev.SetExtension(events.ExtPipeline, "train")
+	if err := looking.budgetFacts(ctx, &ev, &known); err != nil || known.Team == nil || known.Team.Money.Spent != 25 || *known.Team.Money.Limit != 20 || known.Pipeline.AcceleratorSeconds.Spent != 10 {
+		t.Errorf("%+v, %v", known, err)
+	}
+	if err := looking.Close(ctx); err != nil {
+		t.Error(err)
+	}
 }

@@ -61,7 +61,7 @@ type App struct {
 	// nil for an observer without a list of trusted keys.
 	Policies  *bundle.Manager
 	Approvals *approval.Store
-	Budgets   *budget.Ledger
+	Budgets   *budget.Ledger // nil for an observer
 	Temporal  workflows.Client
 	Types     *events.Registry
 	Hot       *shm.Host
@@ -69,10 +69,14 @@ type App struct {
 	Flight *flight.Server
 	// TierPolicies say where batches belong.
 	TierPolicies *policy.Files
+	// Deployment is the id of the deployment, whose the object store is; "" without
+	// one, or if this App only observes.
+	Deployment string
 
 	cold     tiers.ObjectStore // nil: there is none
 	cfg      Config
 	hosting  atomic.Pointer[hosted]
+	asked    askedLedger // of an observer
 	nc       *nats.Conn
 	refusals chan bundle.Refusal // of policy bundles, to be published
 	working  runtimes
@@ -357,17 +361,13 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo, Deployment: a.Deployment,
 		MoveBytesPerSecond: a.cfg.Tiers.MoveBytesPerSecond, MoveConcurrency: a.cfg.Tiers.MoveConcurrency,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())
 	}
 	a.onClose(a.Store.Close)
-	// A process that only maintains may be there to take the bucket over.
-	if err := a.Store.ClaimCold(ctx); err != nil {
-		return errors.Join(err, remote.close())
-	}
 	return a.serveFlight(remote)
 }
 
@@ -378,7 +378,7 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	var err error
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: host, Cold: cold, Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Deployment: a.Deployment,
 	})
 	if err != nil {
 		return err
@@ -386,6 +386,7 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	a.onClose(a.Store.Close)
 	return nil
 }
+
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {
 	t := a.cfg.Temporal

@@ -35,7 +35,7 @@ func training() (*workflows.Definition, error) {
 }
 
 const (
-	fitSteps = 150
+	fitSteps = 300
 	fitStep  = 10 * time.Millisecond // of the accelerators
 )
 
@@ -248,7 +248,7 @@ func TestBudgetPausesTheRun(t *testing.T) {
 		t.Errorf("%d kinds on the books without limits", n)
 	}
 
-	if _, err := budget.Apply(t.Context(), change, fmt.Appendf(nil, runLimits, "2"), 0); err != nil {
+	if _, err := budget.Apply(t.Context(), change, fmt.Appendf(nil, runLimits, "4"), 0); err != nil {
 		t.Fatal(err)
 	}
 	run := mustStart(t, env, d, workflows.RunInput{Run: "limited", Seed: 7})
@@ -269,7 +269,7 @@ func TestBudgetPausesTheRun(t *testing.T) {
 		t.Errorf("the UI shows %s, %v", shown.GetCurrentDetails(), err)
 	}
 	before, err := ledger.Standing(t.Context(), "budgeted", run.ID)
-	if err != nil || len(before.Balances) != 1 || before.Balances[0].Spent < 2e6 || before.Balances[0].Spent > 2.6e6 {
+	if err != nil || len(before.Balances) != 1 || before.Balances[0].Spent < 4e6 || before.Balances[0].Spent > 5.9e6 {
 		t.Errorf("when it was paused: %+v, %v", before, err)
 	}
 	kill(t, second)
@@ -320,7 +320,7 @@ func TestBudgetPausesTheRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		var data events.BudgetExhausted
-		if err := e.DataAs(&data); err != nil || data.Scope != "run/budgeted/limited" || data.Resource != budget.Money || data.Limit != 2 {
+		if err := e.DataAs(&data); err != nil || data.Scope != "run/budgeted/limited" || data.Resource != budget.Money || data.Limit != 4 {
 			t.Errorf("%+v, %v", data, err)
 		}
 		exhausted++
