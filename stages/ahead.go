@@ -148,7 +148,8 @@ func (d *runDriver) Epochs(ctx context.Context, dataset string, cfg epoch.Config
 	if cfg.Prefetch.Parallel == 0 {
 		cfg.Prefetch.Parallel = ahead.Parallel
 	}
-	cfg.Prefetch.Budget, cfg.Stats = ahead.Budget, d.ahead
+	// Not into the arena: nobody leases them from here, and all must pass OpenBatch.
+	cfg.Prefetch.ToArena, cfg.Prefetch.Budget, cfg.Stats = false, ahead.Budget, d.ahead
 	return epoch.Open(ctx, &epochStore{Reading: d.rt.Store.Reading(dataset, 0, 0), store: d.rt.Store, d: d}, dataset, cfg)
 }
 
