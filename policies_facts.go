@@ -16,7 +16,7 @@ import (
 // what the event says of it, and no more. The sources end with the desk.
 func (d *PolicyDesk) Facts(ctx context.Context) (f governance.Facts, missing map[string]string) {
 	missing = map[string]string{
-		"run": "only the event's own attributes", "worker": "only the processes that judged it know it", "budget": "only the processes that judged it know it",
+		"run": "only the event's own attributes", "worker": "only the process that judged it knows it",
 	}
 	all := d.app.facts()
 	if err := d.openFacts(ctx); err != nil {
@@ -25,6 +25,11 @@ func (d *PolicyDesk) Facts(ctx context.Context) (f governance.Facts, missing map
 		}
 	} else {
 		f.Batch, f.Dataset, f.Model, f.Champion = all.Batch, all.Dataset, all.Model, all.Champion
+	}
+	if err := d.openBudgets(ctx); err != nil {
+		missing["budget"] = err.Error()
+	} else {
+		f.Budget = all.Budget
 	}
 	switch who, err := d.actors(); {
 	case err != nil:
@@ -35,6 +40,18 @@ func (d *PolicyDesk) Facts(ctx context.Context) (f governance.Facts, missing map
 		f.Actor = who.Facts
 	}
 	return f, missing
+}
+
+// openBudgets opens the limits and the ledger, to look only.
+func (d *PolicyDesk) openBudgets(ctx context.Context) error {
+	if d.app.Budgets != nil {
+		return nil
+	}
+	if err := d.app.openBudgets(ctx, options{observing: true}); err != nil {
+		d.app.Budgets = nil
+		return fmt.Errorf("the budgets cannot be read: %w", err)
+	}
+	return nil
 }
 
 func (d *PolicyDesk) actors() (*approval.Directory, error) {

@@ -67,7 +67,7 @@ spec:
 		}
 	}()
 	facts, missing := desk.Facts(t.Context())
-	for name, why := range map[string]string{"actor": "no document of actors", "budget": "only the processes", "worker": "only the processes", "dataset": "", "model": ""} {
+	for name, why := range map[string]string{"actor": "no document of actors", "worker": "only the process", "budget": "", "dataset": "", "model": ""} {
 		if got := missing[name]; (why == "") != (got == "") || !strings.Contains(got, why) {
 			t.Errorf("%s: %q, want %q", name, got, why)
 		}

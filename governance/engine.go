@@ -377,9 +377,7 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		s.ev = ev
 		s.judge(st.set, d, current)
 		out = s.settle(st.set, d, &j.scratch)
-		if d.Type == events.TypeLabelDeclassified && d.Action == events.Allow && d.Reason == "" {
-			d.Reason = declassified(data)
-		}
+		sayDeclassified(d, data)
 		s.endEvent()
 	}
 	if out.changed {

@@ -92,7 +92,7 @@ func (e *Evaluator) Decide(ctx context.Context, at events.Point, now time.Time, 
 	source, ext, data := sourceString(&c.Source.URL), readAttributes(c), ev.DataEncoded
 	ext.route, ext.columns, ext.approval, ext.released = "", "", "", "" // the Judge's alone
 	d := newDecision(at, now, e.set.ref.short, c, source, &ext)
-	if refuseInvalid(&d, c, source, &ext, data) {
+	if refuseInvalid(&d, c, source, &ext, data) || byLabels(&d, ext.labels, data) {
 		return d, nil
 	}
 	s := statePool.Get().(*evalState)
@@ -102,6 +102,7 @@ func (e *Evaluator) Decide(ctx context.Context, at events.Point, now time.Time, 
 	s.reset(ctx, c, source, ext, data, e.set.limits)
 	s.judge(e.set, &d, false)
 	s.settle(e.set, &d, &e.scratch)
+	sayDeclassified(&d, data)
 	if err := ctx.Err(); err != nil { // an evaluation may have been cut short: that is no denial
 		return Decision{}, fmt.Errorf("governance: evaluate on %s: %w", at, err)
 	}

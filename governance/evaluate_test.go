@@ -26,6 +26,22 @@ func TestDecideAgreesWithEvaluate(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[events.Action]bool{}
+	for typ, change := range map[string]func(*events.Event){
+		"tier.move.requested": func(ev *events.Event) { ev.SetExtension(events.ExtLabels, "pii,residency:eu") },
+		"label.declassified":  func(ev *events.Event) { ev.DataEncoded = []byte(`{"labels":["pii"],"reason":"counted"}`) },
+	} {
+		ev := newEvent(t, typ, map[string]any{"dataset": "d"})
+		change(ev)
+		want, err := e.Evaluate(t.Context(), events.OnPublish, testTime, ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := e.Decide(t.Context(), events.OnPublish, testTime, ev)
+		want.ID = ""
+		if err != nil || !reflect.DeepEqual(got, want) || typ == "tier.move.requested" && got.Action != events.Deny {
+			t.Errorf("%s:\n got %+v, %v\nwant %+v", typ, got, err, want)
+		}
+	}
 	for _, subject := range []string{"allow", "deny", "fail", "route", "redact", "ask", "receive"} {
 		for _, at := range []events.Point{events.OnPublish, events.OnReceive} {
 			for name, change := range map[string]func(*events.Event){

@@ -94,6 +94,13 @@ func (p *policy) permitsDeclassification() bool {
 	return p.mode == Enforce && p.failure != failIgnore && slices.Contains(p.spec.Match.Types, events.TypeLabelDeclassified)
 }
 
+// sayDeclassified gives an allowed declassification its reason.
+func sayDeclassified(d *Decision, data []byte) {
+	if d.Type == events.TypeLabelDeclassified && d.Action == events.Allow && d.Reason == "" {
+		d.Reason = declassified(data)
+	}
+}
+
 // declassified is the reason of an allowed declassification: what was taken off, and why.
 func declassified(data []byte) string {
 	var of events.LabelDeclassified
