@@ -69,9 +69,6 @@ type App struct {
 	Flight *flight.Server
 	// TierPolicies say where batches belong.
 	TierPolicies *policy.Files
-	// Deployment is the id of the deployment, whose the object store is; "" without
-	// one, or if this App only observes.
-	Deployment string
 
 	cold     tiers.ObjectStore // nil: there is none
 	cfg      Config
@@ -361,7 +358,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo, Deployment: a.Deployment,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
 		MoveBytesPerSecond: a.cfg.Tiers.MoveBytesPerSecond, MoveConcurrency: a.cfg.Tiers.MoveConcurrency,
 	})
 	if err != nil {
@@ -378,7 +375,7 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	var err error
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: host, Cold: cold, Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Deployment: a.Deployment,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err != nil {
 		return err
@@ -386,7 +383,6 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	a.onClose(a.Store.Close)
 	return nil
 }
-
 
 func (a *App) dialTemporal(ctx context.Context, _ options) error {
 	t := a.cfg.Temporal

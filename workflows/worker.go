@@ -95,7 +95,7 @@ func (a *activities) register(r Registrar) {
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
 		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
-		placeActivity: a.place,
+		placeActivity:     a.place,
 		planTiersActivity: a.planTiers, expireTierActivity: a.expireTier,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
