@@ -137,7 +137,7 @@ func TestChangesSurviveCompaction(t *testing.T) {
 	for k := range 4 {
 		one, _ := w.store(0)
 		wg.Go(func() {
-			for seq := uint64(k); seq < n; seq += 12 { // every third: each is a compare-and-set of a block
+			for seq := uint64(k); seq < n; seq += 36 { // every ninth: each is a compare-and-set of a block
 				if seq == 7 {
 					continue
 				}
@@ -154,7 +154,7 @@ func TestChangesSurviveCompaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := 1
-		if seq := info.Ref.Sequence; seq%12 < 4 || seq == 7 {
+		if seq := info.Ref.Sequence; seq%36 < 4 || seq == 7 {
 			want = 2
 		}
 		if got := len(info.Ref.Locations); got != want {
