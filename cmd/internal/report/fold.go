@@ -68,6 +68,7 @@ func (f Fold) Add(d events.Delivery) Fold {
 			f.Batches.Leased += c.Leased
 			f.Batches.BodyBytes += c.BodyBytes
 			f.Batches.CopiedBytes += c.CopiedBytes
+			f.Tiers.Ahead = sum(f.Tiers.Ahead, c.Ahead)
 		}
 	case flights.TypeWeekClosed:
 		if r, ok := decode[drift.Report](d); ok {
@@ -83,6 +84,13 @@ func (f Fold) Add(d events.Delivery) Fold {
 		f = f.learn(d)
 	}
 	return f
+}
+
+func sum(a, b events.ReadAhead) events.ReadAhead {
+	a.Hits, a.Misses, a.Fresh = a.Hits+b.Hits, a.Misses+b.Misses, a.Fresh+b.Fresh
+	a.BytesEarly, a.BytesLate = a.BytesEarly+b.BytesEarly, a.BytesLate+b.BytesLate
+	a.StallSeconds += b.StallSeconds
+	return a
 }
 
 // maxMoves bounds the reasons that are told apart; the others count as those without one.

@@ -131,6 +131,8 @@ type Tiers struct {
 	// Reads are those of this process's part of the run: where batches were when they
 	// were opened.
 	Reads Reads `json:"reads"`
+	// Ahead is what reading ahead of the stages achieved, all of them together.
+	Ahead events.ReadAhead `json:"ahead"`
 }
 
 // Move counts the moves to one tier for one reason.

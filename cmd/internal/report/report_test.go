@@ -98,7 +98,9 @@ func fixture(t *testing.T) report.Source {
 		}
 	}
 	l.add(events.TypeBatchExpired, "expired", day, events.BatchExpired{Dataset: "flights/schedule", From: 0, To: 3, Reason: "flights/ttl"})
-	l.add(events.TypeStageCompleted, "features-done", day, events.StageCompleted{Stage: "features", Leased: 6, BodyBytes: 2640000})
+	l.add(events.TypeStageCompleted, "features-done", day, events.StageCompleted{Stage: "features", Leased: 6, BodyBytes: 2640000,
+		Ahead: events.ReadAhead{Hits: 4, Misses: 1, Fresh: 1, BytesEarly: 1760000, BytesLate: 440000, StallSeconds: 0.25}})
+	l.add(events.TypeStageCompleted, "score-done", day, events.StageCompleted{Stage: "score", Ahead: events.ReadAhead{Hits: 2, BytesEarly: 10, StallSeconds: 0.125}})
 	why := "challenger's log loss 0.4898 on week 10 is not below the champion's 0.4871: the newest weeks have no snow, those it was trained on had"
 	for i, w := range []report.Week{
 		{Rows: 11234, Frozen: report.Score{LogLoss: 0.4213, AUC: 0.7012}, Loop: report.Score{LogLoss: 0.4213, AUC: 0.7012}},
@@ -141,7 +143,7 @@ func build(t *testing.T) report.Report {
 
 func TestBuild(t *testing.T) {
 	r := build(t)
-	if want := (report.Events{Published: 29, Judged: 31, Denied: 1}); r.Events != want {
+	if want := (report.Events{Published: 30, Judged: 31, Denied: 1}); r.Events != want {
 		t.Errorf("events %+v, want %+v", r.Events, want)
 	}
 	if want := (report.Batches{Published: 6, Leased: 6, BodyBytes: 2640000}); r.Batches != want {
@@ -149,7 +151,8 @@ func TestBuild(t *testing.T) {
 	}
 	moves := []report.Move{{To: "cold", Reason: "flights/watermarks", Count: 2, Bytes: 2000}, {To: "expired", Reason: "flights/ttl", Count: 3}}
 	reads := report.Reads{Hot: 14, Warm: 2, Cold: 4}
-	if want := (report.Tiers{Hot: 6, Cold: 2, Moved: 2, Moves: moves, Reads: reads}); !reflect.DeepEqual(r.Tiers, want) {
+	ahead := events.ReadAhead{Hits: 6, Misses: 1, Fresh: 1, BytesEarly: 1760010, BytesLate: 440000, StallSeconds: 0.375}
+	if want := (report.Tiers{Hot: 6, Cold: 2, Moved: 2, Moves: moves, Reads: reads, Ahead: ahead}); !reflect.DeepEqual(r.Tiers, want) {
 		t.Errorf("tiers %+v, want %+v", r.Tiers, want)
 	}
 	if len(r.Weeks) != 6 || r.Weeks[0].Week != 7 || r.Weeks[5].From != "2001-03-26" {

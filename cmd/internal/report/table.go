@@ -207,6 +207,9 @@ func (r Report) renderCounts(line func(string, ...any), th Theme) {
 		share := func(k int64) string { return fmt.Sprintf("%.0f %%", 100*float64(k)/float64(n.All())) }
 		row("reads", "%s · %s hot · %s warm · %s cold", Count(n.All()), share(n.Hot+n.Peer), share(n.Warm), share(n.Cold))
 	}
+	if a := r.Tiers.Ahead; a.Hits+a.Misses > 0 {
+		row("ahead", "%s of %s batches there in time · stages waited %.1f s for the others", Count(a.Hits), Count(a.Hits+a.Misses), a.StallSeconds)
+	}
 	var champions strings.Builder
 	for _, m := range r.Models {
 		if m.Champion {
