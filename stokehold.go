@@ -365,6 +365,10 @@ func (a *App) openData(ctx context.Context, o options) error {
 		return errors.Join(err, remote.close())
 	}
 	a.onClose(a.Store.Close)
+	// A process that only maintains may be there to take the bucket over.
+	if err := a.Store.ClaimCold(ctx); err != nil {
+		return errors.Join(err, remote.close())
+	}
 	return a.serveFlight(remote)
 }
 
