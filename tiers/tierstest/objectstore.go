@@ -54,7 +54,10 @@ func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
 }
 
 const (
-	prefix      = "tierstest/"
+	prefix = "tierstest/"
+	// cutPrefix is of uploads whose clients left: a server may complete one late, when
+	// another case is looking at what there is under prefix.
+	cutPrefix   = "tierstest-cut/"
 	caseTimeout = 2 * time.Minute
 	// sweepTimeout is how long requests of those who left may take to be answered.
 	sweepTimeout = 20 * time.Second

@@ -216,12 +216,12 @@ func cancelled(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 	t.Helper()
 	want := body(24 << 20)
 	begun := time.Now()
-	put(ctx, t, s, prefix+"cut/whole", want)
+	put(ctx, t, s, cutPrefix+"whole", want)
 	whole := time.Since(begun)
-	remove(ctx, t, s, prefix+"cut/whole")
+	remove(ctx, t, s, cutPrefix+"whole")
 	ended := 0
 	for i := range 8 {
-		key := fmt.Sprintf("%scut/%d", prefix, i)
+		key := fmt.Sprintf("%s%d", cutPrefix, i)
 		short, cancel := context.WithTimeout(ctx, whole*time.Duration(i)/8+time.Microsecond)
 		err := s.Put(short, key, want)
 		cancel()
@@ -251,7 +251,7 @@ func cancelled(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 			}
 		}
 	}
-	for o, err := range s.List(ctx, prefix+"cut/") {
+	for o, err := range s.List(ctx, cutPrefix) {
 		if err != nil {
 			t.Fatal(err)
 		}
