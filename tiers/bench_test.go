@@ -45,7 +45,7 @@ func TestOpeningAllocatesLittle(t *testing.T) {
 	for name, c := range map[string]struct {
 		arena int64
 		most  float64
-	}{"hot": {64 << 20, 50}, "warm": {0, 75}} {
+	}{"hot": {64 << 20, 60}, "warm": {0, 75}} {
 		s, _ := w.store(c.arena)
 		rec := batch(0, 1000)
 		ref, err := w.writer(s, dataset, fence("run-"+name, 1)).WriteAt(w.ctx, 0, rec)
