@@ -36,7 +36,12 @@ func (s *stalling) Get(ctx context.Context, key string) ([]byte, error) {
 		s.stopped.Add(1)
 		return nil, ctx.Err()
 	}
-	time.Sleep(delay) //nolint:forbidigo // the latency that is under test
+	select {
+	case <-time.After(delay): // the latency that is under test
+	case <-ctx.Done():
+		s.stopped.Add(1)
+		return nil, ctx.Err()
+	}
 	return s.ObjectStore.Get(ctx, key)
 }
 

@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/internal/smalldisk"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/objectdir"
 )
@@ -243,9 +243,6 @@ func TestDamageIsHealedAndReported(t *testing.T) {
 
 // A full disk fails the move and nothing else; with room again it goes on.
 func TestMoveToAFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small file system needs root")
-	}
 	for _, c := range []struct {
 		name string
 		m    tiers.Migration
@@ -266,13 +263,9 @@ func TestMoveToAFullDisk(t *testing.T) {
 				}
 				full = filepath.Join(w.warm, ".stage")
 			}
-			if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"); err != nil {
-				t.Skipf("no file system can be mounted here: %v", err)
-			}
+			unmount := smalldisk.Mount(t, full, 64<<10)
 			_, err := s.Move(w.ctx, c.m, nil)
-			if unmountErr := unix.Unmount(full, unix.MNT_DETACH); unmountErr != nil {
-				t.Fatal(unmountErr)
-			}
+			unmount()
 			if !errors.Is(err, syscall.ENOSPC) {
 				t.Fatalf("got %v", err)
 			}

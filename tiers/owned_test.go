@@ -2,15 +2,13 @@ package tiers_test
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/internal/smalldisk"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -79,23 +77,16 @@ func TestStoresOfACatalogShareItsColdTier(t *testing.T) {
 
 // A write to a full disk fails, leaves nothing and succeeds once there is room.
 func TestWriteToAFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small file system needs root")
-	}
 	w := newWorld(t)
 	s, _ := w.store(8 << 20) // room in the hot tier is not enough: a batch must be on disk
 	wr := w.writer(s, dataset, fence("run-1", 1))
 	rec := batch(0, 100_000)
 	defer rec.Release()
 	full := filepath.Join(w.warm, ".stage")
-	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("no file system can be mounted here: %v", err)
-	}
+	unmount := smalldisk.Mount(t, full, 64<<10)
 	_, err := wr.WriteAt(w.ctx, 0, rec)
 	left := files(t, full)
-	if unmountErr := unix.Unmount(full, unix.MNT_DETACH); unmountErr != nil {
-		t.Fatal(unmountErr)
-	}
+	unmount()
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("got %v", err)
 	}

@@ -2,28 +2,11 @@ package audit_test
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-// smallDisk mounts a file system of that size. Only root can, and not everywhere;
-// TestAFullStreamLetsNothingPass needs neither.
-func smallDisk(t *testing.T, bytes int) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
-		t.Skipf("SKIPPED: mounting a small disk needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
-}
 
 // occupy writes a file until less than a MiB is left.
 func occupy(t *testing.T, path string) {

@@ -15,6 +15,7 @@ import (
 	"github.com/stokehold/stokehold/governance/audit"
 	"github.com/stokehold/stokehold/governance/audit/proof"
 	"github.com/stokehold/stokehold/internal/natstest"
+	"github.com/stokehold/stokehold/internal/smalldisk"
 )
 
 // bulky are decisions that fill a disk soon.
@@ -144,7 +145,8 @@ func TestAFullStreamLetsNothingPass(t *testing.T) {
 // A disk that is full under the server: nothing passes, nothing acknowledged is
 // lost, Probe tells, and what mends it is room and, if Probe says so, a restart.
 func TestAFullDiskLetsNothingPass(t *testing.T) {
-	disk := smallDisk(t, 32<<20)
+	disk := t.TempDir()
+	smalldisk.Mount(t, disk, 32<<20)
 	// The server is told of more room than there is, as after something else took it.
 	srv := natstest.Start(t, natstest.StoreDir(filepath.Join(disk, "js")), natstest.MaxStore(1<<30), natstest.SyncAlways())
 	l := open(t, audit.Config{Conn: srv.Connect(), Timeout: 2 * time.Second})

@@ -2,7 +2,6 @@ package s3_test
 
 import (
 	"errors"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/stokehold/stokehold/internal/minioserver"
 	"github.com/stokehold/stokehold/internal/miniotest"
+	"github.com/stokehold/stokehold/internal/smalldisk"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/s3"
 	"github.com/stokehold/stokehold/tiers/tierstest"
@@ -61,18 +61,8 @@ func TestMissingBucketOnMinIO(t *testing.T) {
 // A server whose disk is full refuses what is put, keeps what it has, and takes more
 // once there is room.
 func TestFullDiskOfMinIO(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small file system needs root")
-	}
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
-		t.Skipf("no file system can be mounted here: %v", err)
-	}
-	t.Cleanup(func() { // after the server has stopped
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	smalldisk.Mount(t, dir, 64<<20) // until after the server has stopped
 	cfg := onMinIO(miniotest.Start(t, func(o *minioserver.Options) { o.Dir = dir }), "full")
 	cfg.Retries = 1
 	s := open(t, cfg)
