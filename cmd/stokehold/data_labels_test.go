@@ -1,19 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 
 	"github.com/stokehold/stokehold/arrowio/shm"
-	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/internal/natstest"
@@ -97,17 +94,7 @@ func TestDataLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := strings.TrimPrefix(nc.ConnectedUrl(), "nats://")
-	stokehold := func(args ...string) (string, string, int) {
-		var out, errs bytes.Buffer
-		env := &environment{Out: &out, Err: &errs, Now: time.Now, Environ: []string{
-			"NATS_URL=nats://" + address, "TEMPORAL_ADDRESS=" + address, "STOKEHOLD_STATE=" + t.TempDir(),
-		}}
-		code := run(append([]string{"data"}, args...), env, platform{
-			Discover: func(string) (config.Found, bool, error) { return config.Found{}, false, nil },
-			Data:     func(context.Context, config.Config) (dataSystem, error) { return moved{open()}, nil },
-		})
-		return out.String(), errs.String(), code
-	}
+	stokehold := dataCommand(t, address, open)
 	for _, c := range []struct {
 		args []string
 		code int

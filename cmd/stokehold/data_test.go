@@ -89,17 +89,7 @@ func TestData(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := strings.TrimPrefix(nc.ConnectedUrl(), "nats://")
-	stokehold := func(args ...string) (string, string, int) {
-		var out, errs bytes.Buffer
-		env := &environment{Out: &out, Err: &errs, Now: time.Now, Environ: []string{
-			"NATS_URL=nats://" + address, "TEMPORAL_ADDRESS=" + address, "STOKEHOLD_STATE=" + t.TempDir(),
-		}}
-		code := run(append([]string{"data"}, args...), env, platform{
-			Discover: func(string) (config.Found, bool, error) { return config.Found{}, false, nil },
-			Data:     func(context.Context, config.Config) (dataSystem, error) { return moved{open()}, nil },
-		})
-		return out.String(), errs.String(), code
-	}
+	stokehold := dataCommand(t, address, open)
 	expect := func(want string, args ...string) {
 		t.Helper()
 		out, errs, code := stokehold(args...)
@@ -203,5 +193,21 @@ func checkExports(t *testing.T, dir string) {
 	}
 	if err := errors.Join(r.Close(), f.Close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// dataCommand runs `stokehold data` against the servers at address and a store.
+func dataCommand(t *testing.T, address string, open func() *tiers.Store) func(args ...string) (out, errs string, code int) {
+	t.Helper()
+	return func(args ...string) (string, string, int) {
+		var out, errs bytes.Buffer
+		env := &environment{Out: &out, Err: &errs, Now: time.Now, Environ: []string{
+			"NATS_URL=nats://" + address, "TEMPORAL_ADDRESS=" + address, "STOKEHOLD_STATE=" + t.TempDir(),
+		}}
+		code := run(append([]string{"data"}, args...), env, platform{
+			Discover: func(string) (config.Found, bool, error) { return config.Found{}, false, nil },
+			Data:     func(context.Context, config.Config) (dataSystem, error) { return moved{open()}, nil },
+		})
+		return out.String(), errs.String(), code
 	}
 }
