@@ -165,18 +165,10 @@ func (c *coldDataset) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // not a secret
-	b := array.NewFloat64Builder(memory.DefaultAllocator)
-	defer b.Release()
 	for seq := range uint64(coldBatches) {
-		for range coldBytes / 8 {
-			b.Append(random.Float64())
-		}
-		col := b.NewArray()
-		rec := array.NewRecordBatch(schema, []arrow.Array{col}, coldBytes/8)
+		rec := randomBatch(schema, seq, coldBytes)
 		_, err := w.WriteAt(ctx, seq, rec)
 		rec.Release()
-		col.Release()
 		if err == nil {
 			err = c.store.MigrateBatch(ctx, dataset, seq)
 		}
@@ -258,4 +250,19 @@ func (l *link) Get(ctx context.Context, key string) ([]byte, error) {
 	defer l.wire.Unlock()
 	<-time.After(linkTime)
 	return b, nil
+}
+
+// randomBatch makes a batch of random floats, the same for the same seed; the caller
+// releases it.
+func randomBatch(schema *arrow.Schema, seed uint64, bytes int) arrow.RecordBatch {
+	random := rand.New(rand.NewPCG(1, seed)) //nolint:gosec // not a secret
+	b := array.NewFloat64Builder(memory.DefaultAllocator)
+	defer b.Release()
+	b.Reserve(bytes / 8)
+	for range bytes / 8 {
+		b.Append(random.Float64())
+	}
+	col := b.NewArray()
+	defer col.Release()
+	return array.NewRecordBatch(schema, []arrow.Array{col}, int64(bytes/8))
 }

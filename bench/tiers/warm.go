@@ -7,14 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
-	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sys/unix"
@@ -159,18 +156,10 @@ func (w *warmDataset) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // not a secret
-	b := array.NewFloat64Builder(memory.DefaultAllocator)
-	defer b.Release()
 	for seq := range uint64(warmBatches) {
-		for range warmBytes / 8 {
-			b.Append(random.Float64())
-		}
-		col := b.NewArray()
-		rec := array.NewRecordBatch(schema, []arrow.Array{col}, warmBytes/8)
+		rec := randomBatch(schema, seq, warmBytes)
 		ref, err := wr.WriteAt(ctx, seq, rec)
 		rec.Release()
-		col.Release()
 		if err != nil {
 			return err
 		}
