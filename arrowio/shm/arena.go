@@ -2,6 +2,7 @@ package shm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -112,13 +113,15 @@ func (a *Arena) ID() string { return a.id }
 func (a *Arena) Size() int64 { return a.size }
 
 // Loan takes memory for the caller to write in. When the arena is full it waits,
-// in order of arrival, until memory is released or ctx ends. It fails at once
+// in order of arrival, until memory is released or ctx ends; a deadline that has passed
+// matters only where it would have to wait. It fails at once
 // with ErrTooLarge if the arena could never hold bytes, and with ErrClosed.
 func (a *Arena) Loan(ctx context.Context, bytes int64) (*Loan, error) {
 	if bytes <= 0 {
 		return nil, fmt.Errorf("shm: loan of %d bytes: want a size above 0", bytes)
 	}
-	if err := ctx.Err(); err != nil {
+	// A deadline is for the waiting: what need not be waited for is not late.
+	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return nil, err
 	}
 	a.mu.Lock()

@@ -501,3 +501,24 @@ func BenchmarkPutLeaseRead(b *testing.B) {
 		})
 	}
 }
+
+// TestLoanAfterItsDeadline: a deadline bounds the wait for room. Where there is none
+// to wait for a caller that was late, as on a busy machine, is served all the same.
+func TestLoanAfterItsDeadline(t *testing.T) {
+	a := arena(t, 4*page)
+	late, cancel := context.WithDeadline(context.Background(), time.Unix(0, 0))
+	defer cancel()
+	l, err := a.Loan(late, 3*page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Loan(late, 3*page); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without room: %v, want DeadlineExceeded", err)
+	}
+	l.Cancel()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := a.Loan(ended, page); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
