@@ -360,6 +360,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
 		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
 		MoveBytesPerSecond: a.cfg.Tiers.MoveBytesPerSecond, MoveConcurrency: a.cfg.Tiers.MoveConcurrency,
+		ColdCodec: a.cfg.Tiers.ColdCodec,
 	})
 	if err != nil {
 		return errors.Join(err, remote.close())

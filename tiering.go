@@ -33,6 +33,9 @@ type Tiering struct {
 	// together; see tiers.Config.
 	MoveBytesPerSecond int64
 	MoveConcurrency    int
+	// ColdCodec is how batches are written to the cold tier: tiers.CodecParquet, the
+	// default, or tiers.CodecArrow.
+	ColdCodec string
 	// SweepEvery is the time between removals of files and objects that the catalog
 	// does not name, and of uploads that never ended; default one hour. SweepGrace is
 	// how old they must be, to which two hours are added; default 24 hours.

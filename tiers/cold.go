@@ -13,39 +13,89 @@ import (
 	"github.com/stokehold/stokehold/arrowio/parquet"
 )
 
+// Codecs of the cold tier, as in arrowio.Location.Codec.
+const (
+	// CodecParquet is small, and what other tools read: one row group a batch.
+	CodecParquet = "parquet"
+	// CodecArrow is an Arrow IPC stream, as in the warm tier: it holds every type, and
+	// goes into shared memory as it comes. It is not compressed.
+	CodecArrow = "arrow-ipc"
+)
+
+// objectExts are the names of the codecs in keys.
+func objectExt(codec string) (string, error) {
+	switch codec {
+	case CodecParquet:
+		return ".parquet", nil
+	case CodecArrow:
+		return ".arrow", nil
+	}
+	return "", fmt.Errorf("%w: codec %.40q of the cold tier: want %s or %s", arrowio.ErrUnsupported, codec, CodecParquet, CodecArrow)
+}
+
+// objectDigest is the digest that a key names; ok is false if it is not that of a
+// batch.
+func objectDigest(key string) (digest string, ok bool) {
+	name := key[strings.LastIndexByte(key, '/')+1:]
+	digest, ext, _ := strings.Cut(name, ".")
+	return digest, len(digest) == 64 && (ext == "parquet" || ext == "arrow")
+}
+
 // coldKey is where a batch's object is: its name is its content, so whoever
 // writes the key writes the same bytes.
-func coldKey(digest string) string {
-	return "batches/sha256/" + digest[:2] + "/" + digest + ".parquet"
-}
-
-// openCold gets a batch's object, verifies its hash and decodes it.
-func (s *Store) openCold(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (*Batch, error) {
-	rec, err := s.fetchCold(ctx, loc)
-	if err != nil {
-		return nil, err
-	}
-	return s.checked(&Batch{Ref: ref, Record: rec, Tier: arrowio.Cold})
-}
-
-func (s *Store) fetchCold(ctx context.Context, loc arrowio.Location) (arrow.RecordBatch, error) {
-	if s.cold == nil {
-		return nil, fmt.Errorf("%w: this store has no cold tier, the batch is at %s", arrowio.ErrGone, loc.URI)
-	}
+func coldKey(loc arrowio.Location) (string, error) {
 	if len(loc.SHA256) != 64 || strings.Trim(loc.SHA256, "0123456789abcdef") != "" {
-		return nil, fmt.Errorf("%w: %.80q is not a SHA-256", arrowio.ErrCorrupt, loc.SHA256)
+		return "", fmt.Errorf("%w: %.80q is not a SHA-256", arrowio.ErrCorrupt, loc.SHA256)
 	}
-	raw, err := s.cold.Get(ctx, coldKey(loc.SHA256))
-	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("%w: %w", arrowio.ErrGone, err)
-	}
+	ext, err := objectExt(loc.Codec)
+	return objectPrefix + loc.SHA256[:2] + "/" + loc.SHA256 + ext, err
+}
+
+// coldCopies is the cold tier as one that copies are written to.
+type coldCopies struct{ s *Store }
+
+func (c coldCopies) write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {
+	raw, codec, err := encodeCold(rec, c.s.coldCodec)
 	if err != nil {
-		return nil, err
+		return arrowio.Location{}, err
 	}
-	if got := digestOf(raw); got != loc.SHA256 {
-		return nil, fmt.Errorf("%w: SHA-256 of %s is %s, %s expected", arrowio.ErrCorrupt, loc.URI, got, loc.SHA256)
+	if err := c.s.claimCold(ctx); err != nil {
+		return arrowio.Location{}, err
 	}
-	return fromParquet(raw)
+	loc := arrowio.Location{Tier: arrowio.Cold, Bytes: int64(len(raw)), SHA256: digestOf(raw), Codec: codec}
+	key, err := coldKey(loc)
+	if err != nil {
+		return arrowio.Location{}, err
+	}
+	if err := c.s.cold.Put(ctx, key, raw); err != nil {
+		return arrowio.Location{}, err
+	}
+	loc.URI = c.s.cold.URI(key)
+	return loc, nil
+}
+
+func (c coldCopies) read(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error) {
+	return c.s.readCold(ctx, ref, loc)
+}
+
+// encodeCold makes the object of a batch: of that codec, and as Arrow IPC if Parquet
+// has no place for its types or values.
+func encodeCold(rec arrow.RecordBatch, codec string) (raw []byte, as string, err error) {
+	if codec == CodecParquet {
+		raw, err = toParquet(rec)
+		if err == nil || !errors.Is(err, parquet.ErrUnsupported) && !errors.Is(err, parquet.ErrValue) {
+			return raw, codec, wrapNotNil("encode as Parquet", err)
+		}
+	}
+	raw, err = arrowio.Encode(rec, nil)
+	return raw, CodecArrow, wrapNotNil("encode as Arrow IPC", err)
+}
+
+func wrapNotNil(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func toParquet(rec arrow.RecordBatch) ([]byte, error) {
@@ -63,8 +113,8 @@ func toParquet(rec arrow.RecordBatch) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// fromParquet decodes an object of one batch.
-func fromParquet(raw []byte) (arrow.RecordBatch, error) {
+// openParquet opens an object of one batch.
+func openParquet(raw []byte) (*parquet.File, error) {
 	f, err := parquet.Open(parquet.Bytes(raw), int64(len(raw)))
 	if err != nil {
 		return nil, err
@@ -72,8 +122,13 @@ func fromParquet(raw []byte) (arrow.RecordBatch, error) {
 	if n := f.RowGroups(); n > 1 {
 		return nil, fmt.Errorf("%w: %d row groups where one batch is one", arrowio.ErrCorrupt, n)
 	}
+	return f, nil
+}
+
+// decodeParquet decodes the batch, which is not part of the object's memory.
+func decodeParquet(f *parquet.File, allocate func(int) []byte) (arrow.RecordBatch, error) {
 	var rec arrow.RecordBatch
-	for r, err := range f.Batches() { // one without rows has no row group, but a schema
+	for r, err := range f.Scan(context.Background(), parquet.ScanOptions{Allocate: allocate}) { // one without rows has no row group, but a schema
 		if err != nil {
 			return nil, err
 		}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -22,7 +21,6 @@ const (
 	// collectChunk is how many candidates are compared with the catalog at once.
 	collectChunk = 100_000
 	objectPrefix = "batches/sha256/"
-	objectExt    = ".parquet"
 )
 
 // Orphan is a file or object that no entry of the catalog names.
@@ -118,8 +116,8 @@ func (s *Store) objects(ctx context.Context, take func(Orphan) error) error {
 		if err != nil {
 			return err
 		}
-		digest, ok := strings.CutSuffix(info.Key[strings.LastIndexByte(info.Key, '/')+1:], objectExt)
-		if !ok || len(digest) != 64 {
+		digest, ok := objectDigest(info.Key)
+		if !ok {
 			continue
 		}
 		if err := take(Orphan{Tier: arrowio.Cold, Name: info.Key, Bytes: info.Bytes, Modified: info.Modified, digest: digest}); err != nil {

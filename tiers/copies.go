@@ -31,28 +31,6 @@ func (s *Store) copiesOf(t arrowio.Tier) (copies, bool) {
 	return nil, false
 }
 
-type coldCopies struct{ s *Store }
-
-func (c coldCopies) write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {
-	raw, err := toParquet(rec)
-	if err != nil {
-		return arrowio.Location{}, fmt.Errorf("encode as Parquet: %w", err)
-	}
-	if err := c.s.claimCold(ctx); err != nil {
-		return arrowio.Location{}, err
-	}
-	digest := digestOf(raw)
-	key := coldKey(digest)
-	if err := c.s.cold.Put(ctx, key, raw); err != nil {
-		return arrowio.Location{}, err
-	}
-	return arrowio.Location{Tier: arrowio.Cold, URI: c.s.cold.URI(key), Bytes: int64(len(raw)), SHA256: digest, Codec: "parquet"}, nil
-}
-
-func (c coldCopies) read(ctx context.Context, _ arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error) {
-	return c.s.fetchCold(ctx, loc)
-}
-
 type warmCopies struct{ s *Store }
 
 func (c warmCopies) write(ctx context.Context, ref arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"path"
 	"strings"
 	"time"
@@ -26,6 +27,14 @@ type (
 	// object ends before. Ranges are not verified: their reader has to.
 	RangeReader interface {
 		ReadRange(ctx context.Context, key string, offset int64, dst []byte) (int, error)
+	}
+	// Filler reads objects into memory that the caller has, and hashes them while they
+	// arrive. Fill reads the whole object to the front of dst and returns its size; of
+	// one with more bytes than dst the error wraps ErrTooLarge. sum, unless it is nil,
+	// is written every byte, once and in order. What is read is as it came: unlike Get,
+	// Fill verifies nothing.
+	Filler interface {
+		Fill(ctx context.Context, key string, dst []byte, sum hash.Hash) (int, error)
 	}
 	// AbsentPutter stores an object only if there is none under the key: ErrExists
 	// otherwise. That exactly one of several concurrent calls succeeds is certain

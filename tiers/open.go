@@ -120,12 +120,12 @@ func (s *Store) resolve(ctx context.Context, ref arrowio.Ref, use arenaUse) (*Ba
 			return b, nil
 		}
 	}
-	b, err := s.fetch(ctx, ref, hotErr)
+	b, err := s.fetch(ctx, ref, use, hotErr)
 	if err != nil {
 		return nil, err
 	}
 	s.promoteLater(b)
-	if use != anywhere {
+	if use != anywhere && b.Lease == nil {
 		return s.bring(ctx, b, use)
 	}
 	return b, nil

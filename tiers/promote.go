@@ -218,7 +218,7 @@ func (s *Store) Promote(ctx context.Context, ref arrowio.Ref) (warm bool, err er
 		return fail(ctx.Err())
 	}
 	defer func() { <-s.promotions.slots }()
-	b, err := s.openCold(ctx, ref, loc)
+	b, err := s.openCold(ctx, ref, loc, anywhere)
 	if err != nil {
 		return fail(err)
 	}

@@ -30,7 +30,7 @@ func (k sourceKind) String() string { return [...]string{"peer", "warm", "far", 
 
 // sources lists the places of a batch that is not in an arena of this process, the
 // nearest first.
-func (s *Store) sources(ref arrowio.Ref) []origin {
+func (s *Store) sources(ref arrowio.Ref, use arenaUse) []origin {
 	var out []origin
 	peers := func(kind sourceKind, resolvers []arrowio.Resolver) {
 		// A ref that names the batch alone says neither where it is nor what it must
@@ -47,7 +47,9 @@ func (s *Store) sources(ref arrowio.Ref) []origin {
 	peers(fromPeer, s.peers.near)
 	stored(fromWarm, arrowio.Warm, s.openWarm)
 	peers(fromFar, s.peers.far)
-	stored(fromCold, arrowio.Cold, s.openCold)
+	stored(fromCold, arrowio.Cold, func(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (*Batch, error) {
+		return s.openCold(ctx, ref, loc, use)
+	})
 	return out
 }
 
@@ -57,15 +59,16 @@ func (s *Store) lookup(ctx context.Context, ref arrowio.Ref) (*Batch, error) {
 	if b != nil {
 		return b, nil
 	}
-	return s.fetch(ctx, ref, err)
+	return s.fetch(ctx, ref, anywhere, err)
 }
 
 // fetch opens a batch from the first of its sources that can serve it. One that is
 // slower than it usually is gets company (see hedge): then the first valid answer
-// counts, and what another one brings later is given back. hot is why there is no
+// counts, and what another one brings later is given back. A batch that has to be
+// decoded is decoded in the arena, if it is to go there. hot is why there is no
 // hot copy; nil: there is none, and that is all.
-func (s *Store) fetch(ctx context.Context, ref arrowio.Ref, hot error) (*Batch, error) {
-	r := &race{store: s, ref: ref, sources: s.sources(ref)}
+func (s *Store) fetch(ctx context.Context, ref arrowio.Ref, use arenaUse, hot error) (*Batch, error) {
+	r := &race{store: s, ref: ref, sources: s.sources(ref, use)}
 	b, err := r.run(ctx)
 	if err == nil && b == nil { // nobody has it
 		err = r.none(hot)

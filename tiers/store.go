@@ -23,13 +23,14 @@ import (
 
 // Store is the data plane's front door. Safe for concurrent use.
 type Store struct {
-	catalog *catalog
-	bus     bus
-	hot     *hot
-	warm    *warm
-	cold    ObjectStore
-	log     *slog.Logger
-	closed  atomic.Bool
+	catalog   *catalog
+	bus       bus
+	hot       *hot
+	warm      *warm
+	cold      ObjectStore
+	coldCodec string
+	log       *slog.Logger
+	closed    atomic.Bool
 
 	peers      peers
 	hedge      hedge
@@ -61,7 +62,8 @@ type Store struct {
 	takenOut   takenOut
 	claimed    atomic.Bool // the cold tier is this catalog's
 	background sync.WaitGroup
-	finished   bell // rung when a stage of this process has finished with a dataset
+	finished   bell      // rung when a stage of this process has finished with a dataset
+	received   sync.Pool // of *[]byte, for objects until they are decoded
 
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.
@@ -122,6 +124,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			faults = append(faults, fmt.Errorf("config: %w", err))
 		}
 	}
+	if cfg.ColdCodec == "" {
+		cfg.ColdCodec = CodecParquet
+	}
+	if _, err := objectExt(cfg.ColdCodec); err != nil {
+		faults = append(faults, fmt.Errorf("config: ColdCodec: %w", err))
+	}
 	if cfg.Promote.WarmBytes < 0 {
 		faults = append(faults, fmt.Errorf("config: Promote.WarmBytes %d is negative", cfg.Promote.WarmBytes))
 	}
@@ -134,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MoveConcurrency == 0 {
 		cfg.MoveConcurrency = defaultMoveConcurrency
 	}
-	s := &Store{bus: cfg.Bus, cold: cfg.Cold, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, coldCodec: cfg.ColdCodec, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
 	s.hedge.open(cfg.HedgeAfter)

@@ -85,6 +85,10 @@ type Config struct {
 	Warm    string      // directory of the warm tier, created 0700
 	Cold    ObjectStore // nil: no cold tier
 	Prefix  string      // of KV bucket names; default "stokehold"
+	// ColdCodec is how batches are written to the cold tier: CodecParquet, the default,
+	// or CodecArrow. A batch that Parquet cannot hold is written as Arrow whatever it
+	// says. Each is read as it was written.
+	ColdCodec string
 	// Place is where this host is, and ColdPlace where the cold tier is. Both are told
 	// in tier.move.requested, so that data are kept where their labels allow them.
 	Place, ColdPlace events.Place

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -107,7 +108,7 @@ func (w *warm) stage(ctx context.Context, dataset string, seq uint64, content io
 		return nil, err
 	}
 	s := &staged{warm: w, tmp: f.Name()}
-	sum := sha256.New()
+	sum := newYieldingHash()
 	out := bufio.NewWriterSize(f, 64<<10) // a frame's padding comes in small pieces
 	n, err := content.WriteTo(io.MultiWriter(sum, out))
 	if err == nil {
@@ -120,7 +121,7 @@ func (w *warm) stage(ctx context.Context, dataset string, seq uint64, content io
 		s.discard()
 		return nil, fmt.Errorf("write warm copy: %w", err)
 	}
-	digest := hex.EncodeToString(sum.Sum(nil))
+	digest := sum.text()
 	if s.path, err = w.path(dataset, seq, digest); err != nil {
 		s.discard()
 		return nil, err
@@ -268,20 +269,39 @@ func verifyDigest(data []byte, want string) (err error) {
 	return nil
 }
 
-// digestOf is the SHA-256 of b in hexadecimal. Large ones yield on the way: the hash
-// function cannot be interrupted, and 16 MiB of it in one piece would keep whoever
-// waits for a timer or a message waiting for 14 ms.
+// digestOf is the SHA-256 of b in hexadecimal.
 func digestOf(b []byte) string {
-	sum := sha256.New()
-	for rest := b; len(rest) > 0; {
-		n := min(len(rest), digestPiece)
-		sum.Write(rest[:n]) // never fails
-		if rest = rest[n:]; len(rest) > 0 {
-			runtime.Gosched()
-		}
-	}
-	return hex.EncodeToString(sum.Sum(nil))
+	sum := newYieldingHash()
+	_, _ = sum.Write(b) // never fails
+	return sum.text()
 }
+
+// yieldingHash is SHA-256 that yields on the way: the function cannot be interrupted,
+// and 16 MiB of it in one piece would keep whoever waits for a timer or a message
+// waiting for 14 ms.
+type yieldingHash struct {
+	hash.Hash
+	since int // bytes since it yielded
+}
+
+func newYieldingHash() *yieldingHash { return &yieldingHash{Hash: sha256.New()} }
+
+func (h *yieldingHash) Write(b []byte) (int, error) {
+	for rest := b; len(rest) > 0; {
+		if h.since >= digestPiece {
+			runtime.Gosched()
+			h.since = 0
+		}
+		n := min(len(rest), digestPiece-h.since)
+		_, _ = h.Hash.Write(rest[:n]) // never fails
+		h.since += n
+		rest = rest[n:]
+	}
+	return len(b), nil
+}
+
+// text is the sum in hexadecimal.
+func (h *yieldingHash) text() string { return hex.EncodeToString(h.Sum(nil)) }
 
 // digestPiece takes about 0.2 ms.
 const digestPiece = 256 << 10

@@ -19,9 +19,10 @@ const chunkEntries = 4096
 
 // columnReader reads a leaf of one row group after the other, some rows at a time.
 type columnReader struct {
-	node   *node
-	pages  pageReader
-	budget *budget
+	node    *node
+	pages   pageReader
+	budget  *budget
+	options *ScanOptions
 
 	groupRows, values, compressed int64 // what the footer says of the chunk
 
@@ -109,7 +110,7 @@ func (c *columnReader) clear(rows int) {
 	switch layoutOf(c.node) {
 	case layoutFixed:
 		w := int64(max(1, arrowWidth(c.node.dt)))
-		c.fixed = make([]byte, 0, w*min(likely, (256*c.compressed+1<<16)/w))
+		c.fixed = c.options.bytes(w * min(likely, (256*c.compressed+1<<16)/w))
 	case layoutBytes:
 		c.ends = append(make([]int64, 0, likely+1), 0)
 	case layoutDictionary:

@@ -126,6 +126,23 @@ type ScanOptions struct {
 	MaxBytes int64
 	// Concurrency is how many columns are decoded at once. Default GOMAXPROCS.
 	Concurrency int
+	// Allocate gives the memory for the values of fixed width, as far as their size is
+	// known before, and for the offsets of strings: that many bytes, 64-byte aligned
+	// and of any content, or nil for the Go heap. Batches then lie there in part or as
+	// a whole; the memory is the caller's, who uses it for something else only when a
+	// batch, or the error in its place, has been dealt with. It is called by several
+	// goroutines at once. nil: all is on the Go heap.
+	Allocate func(bytes int) []byte
+}
+
+// bytes is memory for values: empty, and of that capacity.
+func (o *ScanOptions) bytes(capacity int64) []byte {
+	if o.Allocate != nil && capacity > 0 {
+		if b := o.Allocate(int(capacity)); b != nil {
+			return b[:0:capacity]
+		}
+	}
+	return make([]byte, 0, capacity)
 }
 
 func (o ScanOptions) check() (ScanOptions, error) {
@@ -207,7 +224,7 @@ func (t *tree) empty(leaves int) (arrow.RecordBatch, error) {
 	s := &scan{tree: t, readers: make([]*columnReader, leaves)}
 	b := &budget{limit: DefaultMaxBytes}
 	for _, leaf := range t.leaves {
-		r := &columnReader{node: leaf, budget: b, keepLevels: len(leaf.path) > 1}
+		r := &columnReader{node: leaf, budget: b, options: &s.options, keepLevels: len(leaf.path) > 1}
 		r.clear(0)
 		s.readers[leaf.firstLeaf] = r
 	}
@@ -234,7 +251,7 @@ func (s *scan) group(ctx context.Context, i int) iter.Seq2[arrow.RecordBatch, er
 		for _, leaf := range s.tree.leaves {
 			k := leaf.firstLeaf
 			if s.readers[k] == nil {
-				s.readers[k] = new(columnReader)
+				s.readers[k] = &columnReader{options: &s.options}
 			}
 			if err := s.readers[k].begin(leaf, &g.chunks[k], g.rows, s.file.source, b); err != nil {
 				fault(fmt.Errorf("column %q: %w", leaf.name(), err))

@@ -35,7 +35,7 @@ func (c *columnReader) array() (arrow.ArrayData, error) {
 			}
 			data, ends = fillMasked(data, ends, c.bits, jsonNull)
 		}
-		buffers, err := byteBuffers(n, n.dt, data, ends)
+		buffers, err := byteBuffers(n, n.dt, data, ends, c.options)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +118,7 @@ func (c *columnReader) dictionaryArray(validity *memory.Buffer, nulls int) (arro
 		if ends == nil {
 			ends = []int64{0}
 		}
-		buffers, err := byteBuffers(n, t.ValueType, values.data, ends)
+		buffers, err := byteBuffers(n, t.ValueType, values.data, ends, &ScanOptions{})
 		if err != nil {
 			return nil, fmt.Errorf("dictionary: %w", err)
 		}
@@ -136,7 +136,7 @@ func (c *columnReader) dictionaryArray(validity *memory.Buffer, nulls int) (arro
 }
 
 // byteBuffers are the buffers, without validity, of byte arrays of a type.
-func byteBuffers(n *node, dt arrow.DataType, data []byte, ends []int64) ([]*memory.Buffer, error) {
+func byteBuffers(n *node, dt arrow.DataType, data []byte, ends []int64, o *ScanOptions) ([]*memory.Buffer, error) {
 	switch dt.ID() {
 	case arrow.STRING, arrow.LARGE_STRING, arrow.STRING_VIEW:
 		if err := checkText(data, ends); err != nil {
@@ -153,11 +153,12 @@ func byteBuffers(n *node, dt arrow.DataType, data []byte, ends []int64) ([]*memo
 		if len(data) > math.MaxInt32 {
 			return nil, overflow(n, "bytes", int64(len(data)))
 		}
-		short := make([]int32, len(ends))
+		offsets := o.bytes(4 * int64(len(ends)))[:4*len(ends)]
+		short := arrow.Int32Traits.CastFromBytes(offsets)
 		for i, e := range ends {
 			short[i] = int32(e)
 		}
-		return []*memory.Buffer{memory.NewBufferBytes(arrow.Int32Traits.CastToBytes(short)), memory.NewBufferBytes(present(data))}, nil
+		return []*memory.Buffer{memory.NewBufferBytes(offsets), memory.NewBufferBytes(present(data))}, nil
 	}
 }
 

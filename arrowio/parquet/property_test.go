@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -195,11 +197,99 @@ func TestEveryTypeRoundTrips(t *testing.T) {
 				roundTrip(t, cut, parquet.WriterConfig{}, parquet.ScanOptions{BatchRows: 7})
 				cut.Release()
 			}
+			roundTrip(t, rec, parquet.WriterConfig{}, parquet.ScanOptions{Allocate: dirty})
 			rec.Release()
 		}
 	}
 	if stored < 1000 {
 		t.Errorf("only %d batches were stored", stored)
+	}
+}
+
+// dirty is memory that others have used.
+func dirty(bytes int) []byte {
+	b := memory.DefaultAllocator.Allocate(bytes)
+	for i := range b {
+		b[i] = 0xee
+	}
+	return b
+}
+
+// TestBatchesAreNotPartOfTheFile: its memory may be used for the next one.
+func TestBatchesAreNotPartOfTheFile(t *testing.T) {
+	g := arrowtest.NewFiller(rand.New(rand.NewPCG(5, 6)))
+	for _, f := range everyType() {
+		if !holds(f.Type) || losesValues(f.Type) {
+			continue
+		}
+		for _, compression := range []parquet.Compression{parquet.Zstd, parquet.Uncompressed} {
+			meta := arrow.MetadataFrom(map[string]string{"of": "the schema"})
+			rec := g.Batch(arrow.NewSchema([]arrow.Field{f}, &meta), 40)
+			raw := roundTrip(t, rec, parquet.WriterConfig{Compression: compression}, parquet.ScanOptions{})
+			rec.Release()
+			got, err := parquet.Read(parquet.Bytes(raw), int64(len(raw)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, schema := plainJSON(t, got[0]), got[0].Schema().String()
+			for i := range raw {
+				raw[i] = 0xee
+			}
+			if after := plainJSON(t, got[0]); !bytes.Equal(before, after) || got[0].Schema().String() != schema {
+				t.Errorf("%s, compression %d: changed with the file's memory", f, compression)
+			}
+			got[0].Release()
+		}
+	}
+}
+
+// TestAllocate: values of fixed width and offsets lie in the memory that is given,
+// and a scan does with less than it asked for.
+func TestAllocate(t *testing.T) {
+	rec := batch(t, 5000)
+	raw := write(t, rec)
+	for _, give := range []func(n, asked int) []byte{
+		func(_, asked int) []byte { return dirty(asked) },
+		func(int, int) []byte { return nil },
+		func(n, asked int) []byte {
+			if n%2 == 0 {
+				return nil
+			}
+			return dirty(asked)
+		},
+	} {
+		var mu sync.Mutex
+		var given [][]byte
+		n := 0
+		f, err := parquet.Open(parquet.Bytes(raw), int64(len(raw)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for got, err := range f.Scan(context.Background(), parquet.ScanOptions{Allocate: func(bytes int) []byte {
+			mu.Lock()
+			defer mu.Unlock()
+			n++
+			b := give(n, bytes)
+			if b != nil {
+				given = append(given, b)
+			}
+			return b
+		}}) {
+			if err != nil || !array.RecordEqual(rec, got) {
+				t.Fatalf("differs, or %v", err)
+			}
+			lies := 0
+			for _, col := range got.Columns() {
+				for _, b := range col.Data().Buffers() {
+					if b != nil && b.Len() > 0 && slices.ContainsFunc(given, func(g []byte) bool { return &g[0] == &b.Bytes()[0] }) {
+						lies++
+					}
+				}
+			}
+			if lies != len(given) || n == 0 {
+				t.Errorf("asked %d times and given memory %d times, %d buffers lie there", n, len(given), lies)
+			}
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"iter"
 	"math/rand/v2"
 	"os"
@@ -149,7 +150,7 @@ func newColdDataset(ctx context.Context, dir string) (_ *coldDataset, err error)
 		return nil, err
 	}
 	c.store, err = tiers.Open(ctx, tiers.Config{
-		Conn: c.conn, Bus: c.bus, Host: c.host, Arena: arena, Warm: filepath.Join(dir, "warm"), Cold: &link{ObjectStore: objects},
+		Conn: c.conn, Bus: c.bus, Host: c.host, Arena: arena, Warm: filepath.Join(dir, "warm"), Cold: &link{Store: objects},
 	})
 	if err != nil {
 		return nil, errors.Join(err, arena.Close())
@@ -236,20 +237,26 @@ func (c *coldDataset) close() {
 // link is an object store at the other end of a link that takes linkTime for a
 // batch, and lets one object through at a time.
 type link struct {
-	tiers.ObjectStore
+	*objectdir.Store
 	wire sync.Mutex
+}
+
+func (l *link) pass() {
+	l.wire.Lock()
+	defer l.wire.Unlock()
+	<-time.After(linkTime)
 }
 
 // Get implements tiers.ObjectStore.
 func (l *link) Get(ctx context.Context, key string) ([]byte, error) {
-	b, err := l.ObjectStore.Get(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	l.wire.Lock()
-	defer l.wire.Unlock()
-	<-time.After(linkTime)
-	return b, nil
+	l.pass()
+	return l.Store.Get(ctx, key)
+}
+
+// Fill implements tiers.Filler.
+func (l *link) Fill(ctx context.Context, key string, dst []byte, sum hash.Hash) (int, error) {
+	l.pass()
+	return l.Store.Fill(ctx, key, dst, sum)
 }
 
 // randomBatch makes a batch of random floats, the same for the same seed; the caller

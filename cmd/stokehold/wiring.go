@@ -94,7 +94,7 @@ func settings(cfg config.Config) stokehold.Config {
 		Tiers: stokehold.Tiering{
 			Policies: cfg.TierPolicies, WarmBytes: int64(cfg.Warm.Bytes), Every: cfg.Tiers.Every, Grace: cfg.Tiers.Grace,
 			MoveBytesPerSecond: int64(cfg.Tiers.MoveBytesPerSecond), MoveConcurrency: cfg.Tiers.MoveConcurrency,
-			SweepEvery: cfg.Tiers.SweepEvery, SweepGrace: cfg.Tiers.SweepGrace,
+			SweepEvery: cfg.Tiers.SweepEvery, SweepGrace: cfg.Tiers.SweepGrace, ColdCodec: cfg.Tiers.ColdCodec,
 		},
 		HotBytes: int64(cfg.Hot.Bytes), HotLimit: int64(cfg.Hot.Limit), HotWait: cfg.Hot.Wait,
 		HotPrefault: cfg.Hot.Prefault, HotPages: shm.HugePages(cfg.Hot.HugePages),

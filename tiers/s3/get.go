@@ -50,6 +50,20 @@ func (s *Store) Get(ctx context.Context, key string) ([]byte, error) {
 	return body, nil
 }
 
+// Fill implements tiers.Filler. A body that breaks off or stalls is continued where
+// it stopped.
+func (s *Store) Fill(ctx context.Context, key string, dst []byte, sum hash.Hash) (int, error) {
+	if err := s.check("get", key); err != nil {
+		return 0, err
+	}
+	d := download{Store: s, key: key}
+	n, err := d.into(ctx, dst, sum)
+	if err != nil {
+		return n, s.fallible(ctx, "get", key, err)
+	}
+	return n, nil
+}
+
 // ReadRange implements tiers.RangeReader.
 func (s *Store) ReadRange(ctx context.Context, key string, offset int64, dst []byte) (int, error) {
 	if err := s.check("read", key); err != nil {
@@ -103,7 +117,7 @@ func (d *download) whole(ctx context.Context) ([]byte, error) {
 	if size < 0 || size > d.MaxObjectBytes {
 		res.close()
 		if size < 0 {
-			return nil, errors.New("endpoint does not say how large the object is")
+			return nil, errNoSize
 		}
 		return nil, fmt.Errorf("%d bytes, at most %d: %w", size, d.MaxObjectBytes, tiers.ErrTooLarge)
 	}
@@ -133,6 +147,33 @@ func (d *download) whole(ctx context.Context) ([]byte, error) {
 	}
 	return body, nil
 }
+
+// into reads the object to the front of dst.
+func (d *download) into(ctx context.Context, dst []byte, sum hash.Hash) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	res, err := d.open(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	size := res.info.Size
+	if size < 0 || size > int64(len(dst)) {
+		res.close()
+		if size < 0 {
+			return 0, errNoSize
+		}
+		return 0, fmt.Errorf("%d bytes, there is room for %d: %w", size, len(dst), tiers.ErrTooLarge)
+	}
+	d.end = size
+	n, err := d.continued(ctx, res, dst[:size], sum)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+var errNoSize = errors.New("endpoint does not say how large the object is")
 
 func (d *download) fill(ctx context.Context, dst []byte, sum hash.Hash) (int, error) {
 	res, err := d.open(ctx, 0)

@@ -40,6 +40,7 @@ func RunObjectStore(t *testing.T, open func(t *testing.T) tiers.ObjectStore) {
 		{"more keys than a page has", manyKeys},
 		{"content that the key does not name", wrongContent},
 		{"ranges", ranges},
+		{"into memory of the caller", filling},
 		{"only if absent", ifAbsent},
 		{"cancelled on the way", cancelled},
 		{"two owners", owners},

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"strings"
 	"sync"
@@ -152,6 +153,50 @@ func ranges(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 		t.Error("a negative offset")
 	}
 	remove(ctx, t, s, key)
+}
+
+func filling(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
+	t.Helper()
+	f, ok := s.(tiers.Filler)
+	if !ok {
+		t.Skip("the driver fills no memory")
+	}
+	for _, size := range []int{0, 1, 6<<20 + 17} {
+		want, key := body(size), fmt.Sprintf("%sfill/%d", prefix, size)
+		put(ctx, t, s, key, want)
+		for _, room := range []int{size, size + 100} {
+			for _, sum := range []hash.Hash{nil, sha256.New()} {
+				dst := bytes.Repeat([]byte{0xee}, room)
+				n, err := f.Fill(ctx, key, dst, sum)
+				if err != nil || n != size || !bytes.Equal(dst[:n], want) {
+					t.Errorf("%d bytes: got %d, %v, or not the right ones", size, n, err)
+				}
+				if bytes.ContainsFunc(dst[size:], func(r rune) bool { return r == 0 }) {
+					t.Errorf("%d bytes: wrote beyond them", size)
+				}
+				if right := sha256.Sum256(want); sum != nil && !bytes.Equal(sum.Sum(nil), right[:]) {
+					t.Errorf("%d bytes: the hash is not theirs", size)
+				}
+			}
+		}
+		if size > 0 {
+			if _, err := f.Fill(ctx, key, make([]byte, size-1), nil); !errors.Is(err, tiers.ErrTooLarge) {
+				t.Errorf("%d bytes into one less: %v, want ErrTooLarge", size, err)
+			}
+		}
+		remove(ctx, t, s, key)
+	}
+	if _, err := f.Fill(ctx, prefix+"no-fill", make([]byte, 1), nil); !errors.Is(err, tiers.ErrNotFound) {
+		t.Errorf("absent: %v", err)
+	}
+	if _, err := f.Fill(ctx, "../no", make([]byte, 1), nil); !errors.Is(err, tiers.ErrName) {
+		t.Errorf("a key that is refused: %v", err)
+	}
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := f.Fill(over, prefix+"no-fill", make([]byte, 1), nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("an ended context: %v", err)
+	}
 }
 
 func guarantees(s tiers.ObjectStore) tiers.Guarantees {

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/stokehold/stokehold/tiers"
 )
 
 // S3 says how to reach the cold tier. Without an endpoint there is none. Fields are
@@ -49,6 +52,7 @@ type Tiers struct {
 	Grace              time.Duration `koanf:"grace" json:"grace,omitempty"`
 	MoveBytesPerSecond Size          `koanf:"move_bytes_per_second" json:"move_bytes_per_second,omitempty"`
 	MoveConcurrency    int           `koanf:"move_concurrency" json:"move_concurrency,omitempty"`
+	ColdCodec          string        `koanf:"cold_codec" json:"cold_codec,omitempty"`
 	SweepEvery         time.Duration `koanf:"sweep_every" json:"sweep_every,omitempty"`
 	SweepGrace         time.Duration `koanf:"sweep_grace" json:"sweep_grace,omitempty"`
 }
@@ -60,7 +64,7 @@ func tierDefaults() map[string]any {
 		"s3.client_key": "", "s3.proxy": "", "s3.encryption": "", "s3.kms_key_id": "", "s3.customer_key": "", "s3.storage_class": "",
 		"s3.syncs": false, "s3.max_object_bytes": "", "s3.part_bytes": "", "s3.concurrency": 0, "s3.retries": 0, "s3.stall_timeout": "0s",
 		"warm.bytes": "", "tier_policies": []string{}, "tiers.every": "0s", "tiers.grace": "0s", "tiers.move_bytes_per_second": "",
-		"tiers.move_concurrency": 0, "tiers.sweep_every": "0s", "tiers.sweep_grace": "0s",
+		"tiers.move_concurrency": 0, "tiers.cold_codec": "", "tiers.sweep_every": "0s", "tiers.sweep_grace": "0s",
 	}
 }
 
@@ -97,6 +101,9 @@ func (c Config) validateTiers(bad func(key, format string, args ...any)) {
 		if (c.S3.AccessKey == "") != (c.S3.SecretKey == "") {
 			bad("s3.endpoint", "needs both of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither to have credentials looked for")
 		}
+	}
+	if !slices.Contains([]string{"", tiers.CodecParquet, tiers.CodecArrow}, c.Tiers.ColdCodec) {
+		bad("tiers.cold_codec", "%q: want %s or %s", c.Tiers.ColdCodec, tiers.CodecParquet, tiers.CodecArrow)
 	}
 	for key, d := range map[string]time.Duration{
 		"s3.stall_timeout": c.S3.StallTimeout, "tiers.every": c.Tiers.Every, "tiers.grace": c.Tiers.Grace,
