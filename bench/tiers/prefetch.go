@@ -17,6 +17,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
@@ -80,7 +81,7 @@ type fed struct {
 }
 
 // consume takes the accelerator's time for each batch. What is neither busy nor
-// stalled is by how much the clock that stands for the accelerator was late.
+// stalled is by how much the thread that waits for the accelerator was late.
 func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
 	var begun, done time.Time
 	var stalled time.Duration
@@ -97,7 +98,9 @@ func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
 		if b.Record.NumRows() != coldBytes/8 {
 			return fmt.Errorf("a batch of %d rows", b.Record.NumRows())
 		}
-		<-time.After(compute) // an accelerator leaves the processors alone
+		if err := accelerate(); err != nil {
+			return err
+		}
 		done = time.Now()
 	}
 	if n != coldBatches {
@@ -107,6 +110,20 @@ func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
 	f.busy = append(f.busy, float64((coldBatches-settling)*compute)/wall)
 	f.stalled = append(f.stalled, float64(stalled)/wall)
 	return nil
+}
+
+// accelerate stands for the accelerator's work on a batch: it leaves the processors
+// alone, and a thread that waits for it in the driver is woken by the kernel. Go's own
+// timers would be late by up to a millisecond on an idle machine, since the runtime
+// waits for them in whole ones.
+func accelerate() error {
+	left := unix.NsecToTimespec(int64(compute))
+	for {
+		err := unix.Nanosleep(&left, &left)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // coldDataset is a dataset of which a store has the cold copies alone.
