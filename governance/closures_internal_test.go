@@ -81,7 +81,8 @@ func rawState(t failer, c *compiler, raw []byte) *evalState {
 	ev.SetExtension(events.ExtPipeline, "flights-train")
 	ectx := ev.Context.(*event.EventContextV1)
 	s := &evalState{}
-	s.reset(context.Background(), ectx, sourceString(&ectx.Source.URL), readAttributes(ectx), raw, c.limits)
+	ext := readAttributes(ectx)
+	s.reset(context.Background(), ectx, sourceString(&ectx.Source.URL), &ext, raw, c.limits)
 	s.json, s.point, s.now = true, "publish", types.Timestamp{Time: closureTime.Add(time.Hour)}
 	s.use(c.data, nil)
 	return s

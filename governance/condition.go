@@ -118,7 +118,7 @@ func (c *Condition) Eval(ctx context.Context, ev *events.Event, values map[strin
 	if tooLarge(ectx, source, &ext) || len(ev.DataEncoded) > events.MaxDataBytes {
 		return false, &EvalError{Expression: shorten(c.prg.src, 120), Msg: "the event is larger than 64 KiB of data or 8 KiB of an attribute", Kind: ErrLimit}
 	}
-	s.reset(ctx, ectx, source, ext, ev.DataEncoded, c.limits)
+	s.reset(ctx, ectx, source, &ext, ev.DataEncoded, c.limits)
 	s.pure = true
 	s.use(c.data, nil)
 	if len(c.vars) > 0 {

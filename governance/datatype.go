@@ -43,10 +43,11 @@ type dataType struct {
 }
 
 type field struct {
-	name string
-	typ  *dataType
-	cel  *types.FieldType
-	get  celgo.FieldFunc // nil: by way of cel
+	name   string
+	quoted string // as a key, with its colon; "": it is not written as it is
+	typ    *dataType
+	cel    *types.FieldType
+	get    celgo.FieldFunc // nil: by way of cel
 }
 
 // find returns the index of the field of that name, or -1. Event data have few
@@ -189,7 +190,7 @@ func (tt *typeTable) declare(base string) *dataType {
 // add declares one more field of an object type that is being made.
 func (t *dataType) add(name string, ft *dataType) {
 	i := len(t.fields)
-	t.fields = append(t.fields, field{name: name, typ: ft, cel: &types.FieldType{
+	t.fields = append(t.fields, field{name: name, quoted: asKey(name), typ: ft, cel: &types.FieldType{
 		Type:    ft.cel,
 		IsSet:   func(target any) bool { o, ok := target.(*object); return ok && o.vals[i].Kind() != celgo.Absent },
 		GetFrom: func(target any) (any, error) { return getField(target, i) },
@@ -200,6 +201,16 @@ func (t *dataType) add(name string, ft *dataType) {
 		}
 		return o.vals[i], o.vals[i].Kind() != celgo.Absent, true
 	}})
+}
+
+// asKey is a name as most writers of JSON write it as a key; "" if it needs escapes.
+func asKey(name string) string {
+	for i := range len(name) {
+		if !plainInString[name[i]] {
+			return ""
+		}
+	}
+	return `"` + name + `":`
 }
 
 func getField(target any, i int) (any, error) {

@@ -201,9 +201,9 @@ type pendingStamp struct {
 	ctx  *event.EventContextV1
 	id   string // of the decision that permits the event; "": none, so that it gets no stamp
 	e    [sha256.Size]byte
-	data []byte     // in place of the event's; nil: the same
-	set  attributes // what the Judge sets; of the rest nothing is written
-	keep bool       // there is nothing to take off
+	data []byte             // in place of the event's; nil: the same
+	set  reservedAttributes // of an empty one nothing is written
+	keep bool               // there is nothing to take off
 }
 
 var judgingPool = sync.Pool{New: func() any { return &judging{} }}
@@ -373,10 +373,10 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 		// What its stamp proves is all that is asked of it.
 	case byLabels(d, ext.labels, data):
 	default:
-		s.reset(ctx, c, source, ext, data, st.set.limits)
+		s.reset(ctx, c, source, &ext, data, st.set.limits)
 		s.ev = ev
 		s.judge(st.set, d, current)
-		out = s.settle(st.set, d, &j.scratch)
+		s.settle(st.set, d, &j.scratch, &out)
 		sayDeclassified(d, data)
 		s.endEvent()
 	}
@@ -391,10 +391,10 @@ func (j *judging) one(ctx context.Context, st *engineState, s *evalState, at eve
 	switch {
 	case at == events.OnReceive:
 		if out.changed {
-			j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, data: out.data, set: out.ext, keep: true})
+			j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, data: out.data, set: out.ext.reservedAttributes, keep: true})
 		}
 	case d.Action.Permits():
-		j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, id: d.ID, e: digest, data: out.data, set: out.ext, keep: !dirty})
+		j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, id: d.ID, e: digest, data: out.data, set: out.ext.reservedAttributes, keep: !dirty})
 	case len(c.Extensions) > 0 || out.data != nil:
 		j.pending = append(j.pending, pendingStamp{ev: ev, ctx: c, data: out.data})
 	}

@@ -22,6 +22,7 @@ import (
 // evalState is what expressions see of one event: a concrete cel.Activation,
 // reused from event to event. Not safe for concurrent use.
 type evalState struct {
+	used       bool // since it came from the pool
 	event      eventVal
 	attributes [maxAttributes]celgo.Value // of event, by field; Absent: not read yet
 	raw        []byte                     // data as received
@@ -91,26 +92,55 @@ var _ cel.Activation = (*evalState)(nil)
 var statePool = sync.Pool{New: func() any { return &evalState{} }}
 
 // reset prepares the state for one event. c must stay unchanged until release.
-func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source string, ext attributes, data []byte, limits Limits) {
-	s.event = eventVal{ctx: c, source: source, ext: ext}
-	clear(s.attributes[:])
+func (s *evalState) reset(ctx context.Context, c *event.EventContextV1, source string, ext *attributes, data []byte, limits Limits) {
+	s.event.ctx, s.event.source, s.event.ext = c, source, *ext
+	if s.used { // otherwise all is as release left it
+		s.clean()
+	}
+	s.used = true
 	s.raw, s.json = data, isJSON(c)
-	s.ctx, s.limits, s.spent = ctx, limits, 0
-	s.decodings, s.dataType, s.strict = [2]decoding{}, nil, nil
+	s.ctx, s.limits = ctx, limits
+}
+
+// clean drops what the event before has left.
+func (s *evalState) clean() {
+	// Most of it is not used by most events, and clearing what holds pointers is dear.
+	for i := range s.attributes {
+		if s.attributes[i].Kind() != celgo.Absent {
+			s.attributes[i] = celgo.Value{}
+		}
+	}
+	for i := range s.decodings {
+		if s.decodings[i].of != nil {
+			s.decodings[i] = decoding{}
+		}
+	}
+	for i := range s.facts {
+		if s.facts[i] != nil {
+			s.facts[i] = nil
+		}
+	}
+	if s.decider.p != nil {
+		s.decider = finding{}
+	}
+	if !s.effects.empty() {
+		s.effects = effects{}
+	}
+	s.spent, s.current, s.secret = 0, false, false
 	s.slab.reset()
+	s.dataType, s.strict, s.known = nil, nil, nil
 	s.vars, s.extra, s.values, s.params = nil, nil, s.values[:0], nil
-	s.known, s.facts = nil, [facts]any{}
-	s.current, s.secret, s.effects, s.decider = false, false, effects{}, finding{}
 	s.waiting, s.taintedNotes = nil, nil
 }
 
 // release drops references to the event and returns the state to its pool.
 func (s *evalState) release() {
 	s.endEvent()
-	values := s.values
-	clear(values[:cap(values)])
-	s.slab.reset()
-	*s = evalState{values: values[:0], slab: s.slab}
+	s.clean()
+	clear(s.values[:cap(s.values)])
+	s.event, s.raw, s.ev = eventVal{}, nil, nil
+	s.engine, s.letGo, s.ctx = nil, nil, nil
+	s.used = false
 	statePool.Put(s)
 }
 

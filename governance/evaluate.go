@@ -99,9 +99,9 @@ func (e *Evaluator) Decide(ctx context.Context, at events.Point, now time.Time, 
 	defer s.release()
 	s.engine, s.ev, s.letGo = e.engine, ev, nil
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now}, e.engine.deadline, false
-	s.reset(ctx, c, source, ext, data, e.set.limits)
+	s.reset(ctx, c, source, &ext, data, e.set.limits)
 	s.judge(e.set, &d, false)
-	s.settle(e.set, &d, &e.scratch)
+	s.settle(e.set, &d, &e.scratch, &outcome{ext: ext})
 	sayDeclassified(&d, data)
 	if err := ctx.Err(); err != nil { // an evaluation may have been cut short: that is no denial
 		return Decision{}, fmt.Errorf("governance: evaluate on %s: %w", at, err)

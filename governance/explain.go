@@ -126,7 +126,8 @@ func (x *Explainer) Explain(ctx context.Context, at events.Point, now time.Time,
 	}
 	s := statePool.Get().(*evalState)
 	defer s.release()
-	s.reset(ctx, c, sourceString(&c.Source.URL), readAttributes(c), ev.DataEncoded, x.set.limits)
+	ext := readAttributes(c)
+	s.reset(ctx, c, sourceString(&c.Source.URL), &ext, ev.DataEncoded, x.set.limits)
 	s.point, s.now, s.deadline, s.pure = types.String(at), types.Timestamp{Time: now.UTC()}, explainTime, false
 	s.ev, s.engine, s.strict = ev, x.decide.engine, x.set.plan(c.Type).data
 	var read [facts]bool

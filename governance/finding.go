@@ -83,14 +83,13 @@ type outcome struct {
 	need    *events.ApprovalNeed
 }
 
-// settle asks for approvals, if all else permits the event, applies what rules
-// make of it, and keeps what is redacted out of the decision.
-func (s *evalState) settle(set *PolicySet, d *Decision, j *scratch) outcome {
-	out := outcome{ext: s.event.ext}
-	s.approve(d, j, &out)
+// settle asks for approvals, if all else permits the event, applies to out, which has
+// the event's attributes, what rules make of it, and keeps what is redacted out of the decision.
+func (s *evalState) settle(set *PolicySet, d *Decision, j *scratch, out *outcome) {
+	s.approve(d, j, out)
 	// What is held is stored, and so without what must not be stored.
 	if stored := d.Action.Permits() || d.Action == events.Quarantine && d.Point != events.OnReceive; stored && !s.effects.empty() {
-		s.apply(set, d, &out)
+		s.apply(set, d, out)
 	}
 	if s.letGo != nil && d.Action.Permits() {
 		out.ext.released, out.changed = shorten(s.letGo.By, maxReasonBytes), true
@@ -115,7 +114,6 @@ func (s *evalState) settle(set *PolicySet, d *Decision, j *scratch) outcome {
 		}
 		d.Notes = slices.Insert(d.Notes[:min(len(d.Notes), MaxNotes-1)], 0, Note{Reason: why, Mode: Enforce, Action: d.Action})
 	}
-	return out
 }
 
 // public is a reason without event data.

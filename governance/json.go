@@ -191,7 +191,7 @@ func (d *jsonDecoder) mismatch(got string, t *dataType) error {
 func (d *jsonDecoder) convertString(s string, t *dataType, out *celgo.Value) error {
 	switch t.kind {
 	case kindString, kindDyn:
-		*out = celgo.OfString(s)
+		out.SetString(s)
 	case kindBytes:
 		raw, err := base64.StdEncoding.DecodeString(s)
 		if err != nil {
@@ -220,29 +220,31 @@ func (d *jsonDecoder) object(t *dataType, depth int, out *celgo.Value) error {
 		if !more {
 			return err
 		}
-		key, err := d.key()
-		if err != nil {
-			return err
-		}
 		i := next
-		if i >= len(t.fields) || t.fields[i].name != key {
-			i = t.find(key)
-		}
-		if i < 0 {
-			if err := d.ignored(t, key, depth); err != nil {
+		if i < len(t.fields) && t.fields[i].quoted != "" && strings.HasPrefix(d.b[d.i:], t.fields[i].quoted) {
+			d.i += len(t.fields[i].quoted)
+			d.space()
+		} else {
+			key, err := d.key()
+			if err != nil {
 				return err
 			}
-			continue
+			if i = t.find(key); i < 0 {
+				if err := d.ignored(t, key, depth); err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		next = i + 1
 		if i < 64 {
 			if seenBits&(1<<i) != 0 {
-				return d.errorf("duplicate key %q", key)
+				return d.errorf("duplicate key %q", t.fields[i].name)
 			}
 			seenBits |= 1 << i
 		} else {
 			if seenMore[i] {
-				return d.errorf("duplicate key %q", key)
+				return d.errorf("duplicate key %q", t.fields[i].name)
 			}
 			if seenMore == nil {
 				seenMore = map[int]bool{}
@@ -374,6 +376,9 @@ func (d *jsonDecoder) string() (string, error) {
 	start := d.i + 1
 	escaped, ascii := false, true
 	for i := start; i < len(d.b); i++ {
+		if plainInString[d.b[i]] {
+			continue
+		}
 		switch c := d.b[i]; {
 		case c == '"':
 			raw := d.b[start:i]
@@ -402,7 +407,70 @@ func (d *jsonDecoder) string() (string, error) {
 	return "", d.errorf("string not closed")
 }
 
+// plainInString has the bytes that mean themselves in a string: ASCII without controls, the quote and
+// the backslash.
+var plainInString = func() (plain [256]bool) { //nolint:gochecknoglobals // a constant table
+	for c := byte(' '); c < utf8.RuneSelf; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
+
+// shortNumber reads a number of at most 15 digits without an exponent, which is exact
+// in each type, in one go; false, and nothing read, for any other.
+func (d *jsonDecoder) shortNumber(t *dataType, out *celgo.Value) bool {
+	b, i := d.b, d.i
+	if i == len(b) {
+		return false
+	}
+	neg := b[i] == '-'
+	if neg {
+		i++
+	}
+	n, digits, fraction := uint64(0), 0, 0
+	for ; i < len(b) && b[i]-'0' <= 9; i++ {
+		n = n*10 + uint64(b[i]-'0')
+		digits++
+	}
+	if digits == 0 || digits > 15 || digits > 1 && b[i-digits] == '0' {
+		return false
+	}
+	if i < len(b) && b[i] == '.' {
+		for i++; i < len(b) && b[i]-'0' <= 9; i++ {
+			n = n*10 + uint64(b[i]-'0')
+			fraction++
+		}
+		if fraction == 0 || digits+fraction > 15 {
+			return false
+		}
+	}
+	if i < len(b) && b[i]|0x20 == 'e' {
+		return false
+	}
+	switch {
+	case t.kind == kindDouble || t.kind == kindDyn:
+		f := float64(n) / powersOf10[fraction] // exact doubles, so that one division rounds once
+		if neg {
+			f = -f
+		}
+		out.SetDouble(f)
+	case t.kind == kindInt && fraction == 0:
+		v := int64(n)
+		if neg {
+			v = -v
+		}
+		out.SetInt(v)
+	default:
+		return false
+	}
+	d.i = i
+	return true
+}
+
 func (d *jsonDecoder) number(t *dataType, out *celgo.Value) error {
+	if d.shortNumber(t, out) {
+		return nil
+	}
 	start := d.i
 	integer := true
 	if d.peek() == '-' {
@@ -438,12 +506,9 @@ func (d *jsonDecoder) number(t *dataType, out *celgo.Value) error {
 		if !integer {
 			return d.errorf("a number that is not an integer")
 		}
-		n, ok := smallInt(raw)
-		if !ok {
-			var err error
-			if n, err = strconv.ParseInt(raw, 10, 64); err != nil {
-				return d.errorf("a number that does not fit 64 bits")
-			}
+		n, err := strconv.ParseInt(raw, 10, 64)
+		if err != nil {
+			return d.errorf("a number that does not fit 64 bits")
 		}
 		if t.kind == kindDuration {
 			*out = celgo.OfDuration(time.Duration(n))
@@ -457,12 +522,9 @@ func (d *jsonDecoder) number(t *dataType, out *celgo.Value) error {
 		}
 		*out = celgo.OfUint(n)
 	case kindDouble, kindDyn:
-		f, ok := smallFloat(raw)
-		if !ok {
-			var err error
-			if f, err = strconv.ParseFloat(raw, 64); err != nil || math.IsInf(f, 0) {
-				return d.errorf("a number that does not fit a double")
-			}
+		f, err := strconv.ParseFloat(raw, 64)
+		if err != nil || math.IsInf(f, 0) {
+			return d.errorf("a number that does not fit a double")
 		}
 		*out = celgo.OfDouble(f)
 	default:
@@ -471,62 +533,9 @@ func (d *jsonDecoder) number(t *dataType, out *celgo.Value) error {
 	return nil
 }
 
-// smallInt parses an integer of up to 18 digits, which can't overflow.
-func smallInt(b string) (int64, bool) {
-	neg := b[0] == '-'
-	if neg {
-		b = b[1:]
-	}
-	if len(b) > 18 {
-		return 0, false
-	}
-	var n int64
-	for i := range len(b) {
-		n = n*10 + int64(b[i]-'0')
-	}
-	if neg {
-		n = -n
-	}
-	return n, true
-}
-
-var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22} //nolint:gochecknoglobals // a constant table
-
-// smallFloat parses a decimal whose digits and power of ten are exact doubles
-// (below 2^53, up to 10^22), so that one division rounds once and correctly
+// powersOf10 are those that are exact doubles, as far as shortNumber divides by them
 // (W. D. Clinger, How to Read Floating Point Numbers Accurately, 1990).
-func smallFloat(b string) (float64, bool) {
-	neg := b[0] == '-'
-	if neg {
-		b = b[1:]
-	}
-	var n uint64
-	digits, fraction, seenDot := 0, 0, false
-	for i := range len(b) {
-		switch c := b[i]; {
-		case c == '.':
-			seenDot = true
-		case c >= '0' && c <= '9':
-			n = n*10 + uint64(c-'0')
-			if n > 0 {
-				digits++
-			}
-			if seenDot {
-				fraction++
-			}
-		default:
-			return 0, false
-		}
-		if digits > 15 || fraction > 22 {
-			return 0, false
-		}
-	}
-	f := float64(n) / powersOf10[fraction]
-	if neg {
-		f = -f
-	}
-	return f, true
-}
+var powersOf10 = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15} //nolint:gochecknoglobals // a constant table
 
 func (d *jsonDecoder) digits() bool {
 	start := d.i

@@ -3,10 +3,12 @@ package governance
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/url"
 	"reflect"
 	"strconv"
+	"strings"
 	"testing"
 
 	"cel.dev/cel-go/common/types"
@@ -66,25 +68,80 @@ func toNative(v any) any {
 	}
 }
 
-func FuzzSmallFloat(f *testing.F) {
-	for _, s := range []string{"0", "-0", "0.1", "123456789012345", "0.000000000000000000001", "-1.005", "9007199254740993"} {
+// Numbers are those of encoding/json and strconv, to the bit.
+func FuzzNumber(f *testing.F) {
+	for _, s := range []string{
+		"0", "-0", "0.1", "123456789012345", "1234567890123456", "0.000000000000000000001", "-1.005", "9007199254740993", "-", "", "1.", "01", "-01", "00",
+		"1e5", "1E-7", "1.5e+3", "1e", "0.", ".5", "999999999999999", "-999999999999999.9", "123456789.123456", "1e400", "1.0", "-0.0", "18446744073709551616",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		d := jsonDecoder{b: s}
-		var v celgo.Value
-		err := d.number(&dataType{kind: kindDouble, cel: types.DoubleType}, &v)
-		if err != nil || d.i != len(s) {
-			return
+		number := func(k kind) (celgo.Value, bool) {
+			d := jsonDecoder{b: s}
+			var v celgo.Value
+			err := d.number(&dataType{kind: k, cel: types.DynType}, &v)
+			return v, err == nil && d.i == len(s)
 		}
+		valid := json.Valid([]byte(s)) && strings.Trim(s, "-0123456789.eE+") == ""
 		want, err := strconv.ParseFloat(s, 64)
-		if err != nil {
-			t.Fatalf("accepted %q: %v", s, err)
+		for _, k := range []kind{kindDouble, kindDyn} {
+			got, ok := number(k)
+			if ok != (valid && err == nil) {
+				t.Fatalf("%q is accepted: %t; valid %t, %v", s, ok, valid, err)
+			}
+			if ok && math.Float64bits(float64(got.Boxed().(types.Double))) != math.Float64bits(want) {
+				t.Fatalf("%q = %v, want %v", s, got.Boxed(), want)
+			}
 		}
-		if got := float64(v.Boxed().(types.Double)); math.Float64bits(got) != math.Float64bits(want) {
-			t.Fatalf("%q = %v, want %v", s, got, want)
+		whole, err := strconv.ParseInt(s, 10, 64)
+		got, ok := number(kindInt)
+		if ok != (valid && err == nil) {
+			t.Fatalf("%q is accepted as an integer: %t; valid %t, %v", s, ok, valid, err)
+		}
+		if ok && int64(got.Boxed().(types.Int)) != whole {
+			t.Fatalf("%q = %v, want %d", s, got.Boxed(), whole)
 		}
 	})
+}
+
+// Keys in the order of the fields are read at once, and mean what they mean in any other.
+func TestKeysHoweverTheyAreWritten(t *testing.T) {
+	type row struct {
+		A      int            `json:"a"`
+		B      string         `json:"b"`
+		Odd    int            `json:"o<d"`
+		Prefix int            `json:"ab"`
+		C      map[string]int `json:"c"`
+	}
+	d := newTypeTable().of(reflect.TypeFor[row]())
+	want, err := decodeData([]byte(`{"a":1,"b":"x","o<d":2,"ab":3,"c":{"k":4}}`), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, raw := range []string{
+		`{"a" : 1 , "b": "x", "o<d" :2,"ab":  3, "c" :{"k":4}}`,
+		"\n{\t\"a\"\r:1,\"b\":\n\"x\",\"o<d\":2,\"ab\":3,\"c\":{\"k\":4}}",
+		`{"c":{"k":4},"ab":3,"o<d":2,"b":"x","a":1}`,
+		`{"\u0061":1,"b":"\u0078","o\u003cd":2,"ab":3,"c":{"k":4}}`,
+		`{"x":0,"a":1,"y":[1,{"a":2}],"b":"x","o<d":2,"ab":3,"c":{"k":4}}`,
+	} {
+		got, err := decodeData([]byte(raw), d)
+		if err != nil {
+			t.Errorf("%s: %v", raw, err)
+			continue
+		}
+		if got.(*object).Equal(want.(*object)) != types.True {
+			t.Errorf("%s gives %v", raw, got)
+		}
+	}
+	for _, raw := range []string{
+		`{"a":1,"a":1}`, `{"a":1,"\u0061":1}`, `{"b":"x","a":1,"b":"x"}`, `{"a"1}`, `{"a":}`, `{"a":1,}`, `{"a":1 "b":"x"}`, `{"A":1}`, `{"a":1`, `{"a`, `{"a"`, `{"a":`,
+	} {
+		if _, err := decodeData([]byte(raw), d); !errors.Is(err, ErrData) {
+			t.Errorf("%s: %v, want ErrData", raw, err)
+		}
+	}
 }
 
 func FuzzSourceString(f *testing.F) {

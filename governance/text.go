@@ -65,7 +65,7 @@ func (c *Condition) enter(ctx context.Context, ev *events.Event) (*evalState, er
 		return nil, &EvalError{Expression: shorten(c.prg.src, 120), Msg: "the event is larger than 64 KiB of data or 8 KiB of an attribute", Kind: ErrLimit}
 	}
 	s := statePool.Get().(*evalState)
-	s.reset(ctx, ectx, source, ext, ev.DataEncoded, c.limits)
+	s.reset(ctx, ectx, source, &ext, ev.DataEncoded, c.limits)
 	s.pure = true
 	s.use(c.data, nil)
 	return s, nil

@@ -111,9 +111,11 @@ type eventVal struct {
 // covers all of them.
 type attributes struct {
 	pipeline, run, stage, cause, dataref, actor, labels string
-	// What the Judge alone sets.
-	route, columns, approval, released string
+	reservedAttributes
 }
+
+// reservedAttributes are those that the Judge alone sets.
+type reservedAttributes struct{ route, columns, approval, released string }
 
 // reserved names the attributes that the Judge alone sets.
 var reserved = [...]string{ExtStamp, events.ExtRoute, events.ExtColumns, events.ExtApproval, events.ExtReleased} //nolint:gochecknoglobals // a constant table

@@ -28,7 +28,7 @@ const (
 )
 
 // Value is a CEL value that needs no allocation where CEL's own needs one for its
-// interface. The zero Value is Absent.
+// interface. The zero Value is Absent. It is large: methods take it by its address.
 type Value struct {
 	kind Kind
 	nsec int32  // of a timestamp
@@ -38,10 +38,10 @@ type Value struct {
 }
 
 // Kind returns what the value holds.
-func (v Value) Kind() Kind { return v.kind }
+func (v *Value) Kind() Kind { return v.kind }
 
 // Ref returns what OfOther was given; nil for other kinds.
-func (v Value) Ref() any {
+func (v *Value) Ref() any {
 	if v.kind != Other {
 		return nil
 	}
@@ -49,7 +49,7 @@ func (v Value) Ref() any {
 }
 
 // Text returns a string's bytes; "" for other kinds.
-func (v Value) Text() string { return v.str }
+func (v *Value) Text() string { return v.str }
 
 // OfNull returns null.
 func OfNull() Value { return Value{kind: Null} }
@@ -73,6 +73,15 @@ func OfDouble(f float64) Value { return Value{kind: Double, num: math.Float64bit
 
 // OfString returns a string.
 func OfString(s string) Value { return Value{kind: String, str: s} }
+
+// SetDouble makes an Absent value a double.
+func (v *Value) SetDouble(f float64) { v.kind, v.num = Double, math.Float64bits(f) }
+
+// SetInt makes an Absent value an int.
+func (v *Value) SetInt(n int64) { v.kind, v.num = Int, uint64(n) }
+
+// SetString makes an Absent value a string.
+func (v *Value) SetString(s string) { v.kind, v.str = String, s }
 
 // OfDuration returns a duration.
 func OfDuration(d time.Duration) Value { return Value{kind: Duration, num: uint64(d)} }
@@ -153,7 +162,7 @@ func Of(x any) (Value, bool) {
 
 // Boxed returns the value as cel-go takes it: a ref.Val, or what OfOther was
 // given; nil if it is absent. Most kinds allocate.
-func (v Value) Boxed() any {
+func (v *Value) Boxed() any {
 	switch v.kind {
 	case Absent:
 		return nil
