@@ -88,6 +88,12 @@ func (d *runDriver) batches(ctx context.Context, dataset string, from, to uint64
 			yield(nil, fmt.Errorf("read %s: %w", dataset, err))
 			return
 		}
+		var reads *tiers.Announced
+		announced := from != Start // where that is, is known with the first batch
+		if announced {
+			reads = d.comesTo(dataset, tiers.Reads{At: from, To: to})
+		}
+		defer func() { reads.End() }()
 		for b, err := range d.follow(ctx, reading, starved) {
 			if err == nil {
 				err = d.made.batch(ctx, b)
@@ -97,11 +103,22 @@ func (d *runDriver) batches(ctx context.Context, dataset string, from, to uint64
 				return
 			}
 			d.count(func(s *DataStats) { s.BatchesIn++ })
+			if !announced {
+				announced = true
+				reads = d.comesTo(dataset, tiers.Reads{At: b.Ref.Sequence, To: to})
+			}
+			seq := b.Ref.Sequence
 			if !yield(b, nil) {
 				return
 			}
+			reads.Done(seq + 1)
 		}
 	}
+}
+
+// comesTo tells who manages the tiers what the stage comes to.
+func (d *runDriver) comesTo(dataset string, reads tiers.Reads) *tiers.Announced {
+	return d.rt.Store.Announce(dataset, d.a.Run+"/"+d.a.Stage, reads)
 }
 
 func (d *runDriver) follow(ctx context.Context, from *tiers.Reading, starved func() (time.Time, bool)) iter.Seq2[*tiers.Batch, error] {
@@ -168,6 +185,11 @@ func (s *epochStore) Head(ctx context.Context, dataset string) (tiers.Head, erro
 // Ref implements epoch.Store.
 func (s *epochStore) Ref(ctx context.Context, dataset string, seq uint64) (arrowio.Ref, error) {
 	return s.store.Ref(ctx, dataset, seq)
+}
+
+// Announce implements epoch.Announcer.
+func (s *epochStore) Announce(dataset, _ string, reads tiers.Reads) *tiers.Announced {
+	return s.d.comesTo(dataset, reads)
 }
 
 // OpenBatch implements prefetch.Opener.

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 
+	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/prefetch"
 )
@@ -34,6 +36,7 @@ func (r *Runtime) prepare(ctx context.Context, d *runDriver) (stop func()) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
+	var told []*tiers.Announced // until the stage ends, however soon there is no room for more
 	running.Go(func() {
 		room := r.aheadBytes() / 2
 		for _, next := range d.a.Upcoming {
@@ -42,7 +45,10 @@ func (r *Runtime) prepare(ctx context.Context, d *runDriver) (stop func()) {
 			if _, other := r.ahead.preparing.LoadOrStore(key, true); other {
 				continue
 			}
-			err := r.prepareOne(ctx, d, next, room/int64(len(d.a.Upcoming)))
+			err := r.prepareOne(ctx, d, next, room/int64(len(d.a.Upcoming)), func(reads tiers.Reads) {
+				reads.Later = true
+				told = append(told, d.rt.Store.Announce(next.Input.Dataset, d.a.Run+"/"+next.Stage, reads))
+			})
 			r.ahead.preparing.Delete(key)
 			if ctx.Err() != nil {
 				return
@@ -52,25 +58,47 @@ func (r *Runtime) prepare(ctx context.Context, d *runDriver) (stop func()) {
 			}
 		}
 	})
-	return func() { cancel(); running.Wait() }
+	return func() {
+		cancel()
+		running.Wait()
+		for _, a := range told {
+			a.End()
+		}
+	}
 }
 
-func (r *Runtime) prepareOne(ctx context.Context, d *runDriver, next Upcoming, hotBytes int64) error {
+func (r *Runtime) prepareOne(ctx context.Context, d *runDriver, next Upcoming, hotBytes int64, announce func(tiers.Reads)) error {
 	from, to, err := d.forecast(next)
 	if err != nil {
 		return err
 	}
-	var reading *tiers.Reading
 	if from == Start {
-		reading = r.Store.ReadingAppended(next.Input.Dataset, d.a.Run, next.Input.Name)
-	} else {
-		head, err := r.Store.Head(ctx, next.Input.Dataset)
-		if err != nil {
-			return err
-		}
-		reading = r.Store.Reading(next.Input.Dataset, from, min(to, head.Next)) // what is not there is not waited for
+		refs := r.Store.ReadingAppended(next.Input.Dataset, d.a.Run, next.Input.Name).Refs(ctx)
+		return prefetch.Prepare(ctx, r.Store, fromFirst(refs, announce), hotBytes, d.ahead)
 	}
+	announce(tiers.Reads{At: from, To: to})
+	head, err := r.Store.Head(ctx, next.Input.Dataset)
+	if err != nil {
+		return err
+	}
+	reading := r.Store.Reading(next.Input.Dataset, from, min(to, head.Next)) // what is not there is not waited for
 	return prefetch.Prepare(ctx, r.Store, reading.Refs(ctx), hotBytes, d.ahead)
+}
+
+// fromFirst announces a reader of all from the first ref on.
+func fromFirst(refs iter.Seq2[arrowio.Ref, error], announce func(tiers.Reads)) iter.Seq2[arrowio.Ref, error] {
+	return func(yield func(arrowio.Ref, error) bool) {
+		named := false
+		for ref, err := range refs {
+			if err == nil && !named {
+				named = true
+				announce(tiers.Reads{At: ref.Sequence, To: tiers.End})
+			}
+			if !yield(ref, err) {
+				return
+			}
+		}
+	}
 }
 
 // forecast says which batches a later stage will read.

@@ -184,3 +184,14 @@ func WarmPath(s *Store, ref arrowio.Ref) (string, error) {
 	l, _ := ref.In(arrowio.Warm)
 	return s.warm.path(ref.Dataset, ref.Sequence, l.SHA256)
 }
+
+// Readers is how many keys the readers of s have.
+func Readers(s *Store) int {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	n := 0
+	for _, slots := range s.readers.taken {
+		n += len(slots)
+	}
+	return n
+}

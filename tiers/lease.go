@@ -25,6 +25,9 @@ type leaseRecord struct {
 	From  uint64 `json:"from"`
 	To    uint64 `json:"to"`
 	Beat  uint64 `json:"beat"`
+	// Reads is what a reader has announced; From..To-1 is then the part that it comes to
+	// first, which may be empty.
+	Reads *Reads `json:"reads,omitempty"`
 }
 
 func (r leaseRecord) covers(seq uint64) bool { return seq >= r.From && seq < r.To }
@@ -141,9 +144,15 @@ func (l *sightings) forget(key string) {
 
 // Leased is a lease that somebody holds.
 type Leased struct {
-	From, To uint64 // batches From..To-1
+	From, To uint64 // batches From..To-1 stay where they are; To may be From
 	Owner    string
+	// Reads is what a reader has announced (Store.Announce); nil: whoever holds the lease
+	// needs the batches now.
+	Reads *Reads
 }
+
+// Holds reports whether the lease keeps a batch where it is.
+func (l Leased) Holds(seq uint64) bool { return seq >= l.From && seq < l.To }
 
 // Leases returns the leases on a dataset whose holders are alive, as far as this
 // process has seen: what readers need now or next.
@@ -154,7 +163,7 @@ func (s *Store) Leases(ctx context.Context, dataset string) ([]Leased, error) {
 	name, err := token("dataset", dataset)
 	var all []Leased
 	if err == nil {
-		err = s.eachLease(ctx, name, func(r leaseRecord) { all = append(all, Leased{r.From, r.To, r.Owner}) })
+		err = s.eachLease(ctx, name, func(r leaseRecord) { all = append(all, Leased{r.From, r.To, r.Owner, r.Reads}) })
 	}
 	if err != nil {
 		return nil, &Error{Op: "list leases", Dataset: dataset, Err: err}

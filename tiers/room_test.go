@@ -1,6 +1,7 @@
 package tiers_test
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -92,7 +93,7 @@ func TestRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.Leases(w.ctx, dataset); err != nil || len(got) != 1 || got[0] != (tiers.Leased{From: 1, To: 3, Owner: "trainer"}) {
+	if got, err := s.Leases(w.ctx, dataset); err != nil || len(got) != 1 || !reflect.DeepEqual(got[0], tiers.Leased{From: 1, To: 3, Owner: "trainer"}) {
 		t.Errorf("leases %+v, %v", got, err)
 	}
 	if err := l.Release(w.ctx); err != nil {

@@ -56,14 +56,16 @@ type Store struct {
 	blocks     blocks
 	uses       uses
 	sightings  sightings
+	readers    readers
 	leaseTTL   time.Duration
 	moves      moves
 	healing    keyed
 	takenOut   takenOut
 	claimed    atomic.Bool // the cold tier is this catalog's
 	background sync.WaitGroup
-	finished   bell      // rung when a stage of this process has finished with a dataset
-	received   sync.Pool // of *[]byte, for objects until they are decoded
+	closing    chan struct{} // closed by Close: readers take back what they have announced
+	finished   bell          // rung when a stage of this process has finished with a dataset
+	received   sync.Pool     // of *[]byte, for objects until they are decoded
 
 	// fault, set by tests alone, is called at each step that a crash may follow;
 	// an error ends the operation there, leaving what a crash would leave.
@@ -142,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MoveConcurrency == 0 {
 		cfg.MoveConcurrency = defaultMoveConcurrency
 	}
-	s := &Store{bus: cfg.Bus, cold: cfg.Cold, coldCodec: cfg.ColdCodec, log: cfg.Logger, leaseTTL: defaultLeaseTTL}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, coldCodec: cfg.ColdCodec, log: cfg.Logger, leaseTTL: defaultLeaseTTL, closing: make(chan struct{})}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
 	s.hedge.open(cfg.HedgeAfter)
@@ -168,6 +170,7 @@ func (s *Store) Close(ctx context.Context) error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	close(s.closing)
 	s.promotions.stop()
 	s.uses.wg.Wait()
 	s.background.Wait()

@@ -54,6 +54,20 @@ func (o Order) At(epoch, n, i uint64) uint64 {
 	}
 }
 
+// Place is the inverse of At: when, counted from 0, an epoch visits the i-th of n
+// batches. i < n.
+func (o Order) Place(epoch, n, i uint64) uint64 {
+	switch o.Kind {
+	case Shuffled:
+		return unpermute(key(o.Seed, epoch, 0), n, i)
+	case Windowed: // whose windows stay where they are
+		first := i - i%o.Window
+		return first + unpermute(key(o.Seed, epoch, first), min(o.Window, n-first), i-first)
+	default:
+		return i
+	}
+}
+
 // key makes a permutation's key of what it depends on.
 func key(seed, epoch, first uint64) uint64 { return mix(mix(mix(seed)^epoch) ^ first) }
 
@@ -76,8 +90,7 @@ func permute(key, n, i uint64) uint64 {
 	if n < 2 {
 		return 0
 	}
-	half := uint(max((bits.Len64(n-1)+1)/2, smallest))
-	mask := uint64(1)<<half - 1
+	half, mask := domain(n)
 	for {
 		l, r := i>>half, i&mask
 		for round := range uint64(rounds) {
@@ -87,6 +100,29 @@ func permute(key, n, i uint64) uint64 {
 			return i
 		}
 	}
+}
+
+// unpermute is the inverse of permute: the same walk backwards.
+func unpermute(key, n, i uint64) uint64 {
+	if n < 2 {
+		return 0
+	}
+	half, mask := domain(n)
+	for {
+		l, r := i>>half, i&mask
+		for round := range uint64(rounds) {
+			l, r = r^(mix(key^mix(l+(rounds-1-round)<<32+1))&mask), l
+		}
+		if i = l<<half | r; i < n {
+			return i
+		}
+	}
+}
+
+// domain is what a permutation of n walks in: so many bits of each half.
+func domain(n uint64) (half uint, mask uint64) {
+	half = uint(max((bits.Len64(n-1)+1)/2, smallest))
+	return half, uint64(1)<<half - 1
 }
 
 // mix is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable

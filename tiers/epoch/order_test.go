@@ -26,6 +26,9 @@ func TestOrdersArePermutations(t *testing.T) {
 				t.Fatalf("%+v: place %d of %d is %d, twice or outside", o, i, n, at)
 			}
 			seen[at] = true
+			if back := o.Place(e, n, at); back != i {
+				t.Fatalf("%+v: batch %d of %d is visited at place %d, Place says %d", o, at, n, i, back)
+			}
 			if o.Kind == epoch.Windowed && at/o.Window != i/o.Window {
 				t.Fatalf("%+v: place %d of %d is %d, of another window", o, i, n, at)
 			}

@@ -38,6 +38,8 @@ func (d *Dataset) Resume(ctx context.Context, from Position) iter.Seq2[*Batch, e
 		next, stop := iter.Pull2(prefetch.Batches(ctx, d.store, r.refs(ctx), d.cfg.Prefetch, d.prefetch))
 		defer stop()
 		r.next = next
+		reads := d.announce(from)
+		defer reads.End()
 		for p, err := range d.plan(ctx, from) {
 			if err != nil {
 				yield(nil, err)
@@ -52,6 +54,7 @@ func (d *Dataset) Resume(ctx context.Context, from Position) iter.Seq2[*Batch, e
 			if !lend(&Batch{Number: p.number, Record: rec, Next: p.next}, yield) {
 				return
 			}
+			reads.Done(p.next.Place)
 		}
 	}
 }

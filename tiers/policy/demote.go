@@ -28,9 +28,10 @@ type Shortage struct {
 }
 
 // Demote chooses what to evict so that the batches of this host's warm directory come
-// down to the low watermark of the quota once they have more bytes than the high one:
-// in the policy's order, at most Limit of them. Those that are pinned, by command or
-// by a rule, and those that a reader is known to need stay. ok is false if there is
+// down to the low watermark of the quota once they have more bytes than the high one,
+// at most Limit of them: first those that no reader is known to come to, in the policy's
+// order, then those that are needed last. Those that are pinned, by command or
+// by a rule, stay. ok is false if there is
 // nothing to do or no policy has watermarks. The whole catalog is read, in bounded
 // memory.
 func (s *Set) Demote(ctx context.Context, c Catalog, need Shortage) (tasks []Task, ok bool, err error) {
@@ -58,7 +59,7 @@ func (s *Set) Demote(ctx context.Context, c Catalog, need Shortage) (tasks []Tas
 			}
 			used += l.Bytes
 			if (need.Stays == nil || !need.Stays(h.Dataset, b.Ref.Sequence)) && s.mayLeave(ctx, h, b, pins, need.Conditions) {
-				first = keepFirst(first, candidate{h.Dataset, b.Ref.Sequence, l.Bytes, marks.Order.rank(b, l.Bytes)}, need.Limit)
+				first = keepFirst(first, candidate{h.Dataset, b.Ref.Sequence, l.Bytes, need.next(h.Dataset, b.Ref.Sequence), marks.Order.rank(b, l.Bytes)}, need.Limit)
 			}
 		}
 	}
@@ -78,9 +79,6 @@ func (s *Set) Demote(ctx context.Context, c Catalog, need Shortage) (tasks []Tas
 
 func (s *Set) mayLeave(ctx context.Context, h tiers.Head, b tiers.BatchInfo, pins []tiers.Pin, cond Conditions) bool {
 	if (Decision{Action: Evict}).Allowed(pins, b.Ref.Sequence).Action != Evict {
-		return false
-	}
-	if cond.Next != nil && cond.Next(h.Dataset, b.Ref.Sequence) >= 0 {
 		return false
 	}
 	if !s.pinning(h.Dataset) {
@@ -114,12 +112,29 @@ func neighbours(tasks []Task) []Task {
 	return out
 }
 
-// candidate may leave; the lowest rank leaves first.
+// next is Conditions.Next, and one value where no use is known.
+func (c Conditions) next(dataset string, seq uint64) time.Duration {
+	if c.Next == nil {
+		return -1
+	}
+	return max(c.Next(dataset, seq), -1)
+}
+
+// candidate may leave.
 type candidate struct {
 	dataset string
 	seq     uint64
 	bytes   int64
-	rank    int64
+	next    time.Duration // as in Facts
+	rank    int64         // the lowest leaves first
+}
+
+// sooner is a negative number if c leaves before o.
+func (c candidate) sooner(o candidate) int {
+	if needed := c.next >= 0; needed != (o.next >= 0) {
+		return map[bool]int{false: -1, true: 1}[needed]
+	}
+	return cmp.Or(cmp.Compare(o.next, c.next), cmp.Compare(c.rank, o.rank), strings.Compare(c.dataset, o.dataset), cmp.Compare(c.seq, o.seq))
 }
 
 func (o Order) rank(b tiers.BatchInfo, bytes int64) int64 {
@@ -141,9 +156,7 @@ func later(a, b time.Time) time.Time {
 }
 
 func keepFirst(list []candidate, c candidate, limit int) []candidate {
-	i, _ := slices.BinarySearchFunc(list, c, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.dataset, b.dataset), cmp.Compare(a.seq, b.seq))
-	})
+	i, _ := slices.BinarySearchFunc(list, c, candidate.sooner)
 	if i == limit {
 		return list
 	}

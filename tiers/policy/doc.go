@@ -30,11 +30,22 @@
 //	size     bytes of Arrow data
 //	pressure bytes in the warm directory of the host that asks, over its quota; 0
 //	         without a quota
-//	next     0 while a reader holds a lease on it (tiers.Store.Lease), which is to
-//	         say that a stage reads it or is about to; -1 if none is known to
+//	next     seconds until a reader comes to it, estimated from where the readers are,
+//	         in which order they read and how fast (see below); -1 if none is known to
 //	labels   list of strings, the dataset's
 //	tiers    list of strings, where it has copies: "warm", "cold"
 //	minute, hour, day
+//
+// Readers announce what they come to (tiers.Store.Announce): the stages of a run, what
+// the stages after them will read, and epochs, in their order. Until is the distance
+// over the speed; 0 is now, or at a time that nobody knows. It is late by ten seconds,
+// and by thirty more where a reader died. What a reader in sequence has passed is -1;
+// one that reads epochs is taken to come back. A lease without more (tiers.Store.Lease)
+// is a need now.
+//
+// Above a watermark what no reader comes to leaves first, in the policy's order, and
+// then what is needed last. What a lease holds stays: of a reader in sequence that is
+// what it comes to within thirty seconds, 32 to 512 batches.
 //
 // The first rule of the first policy, in the order of files and rules, whose
 // condition holds decides on a batch. A pin keeps it in the warm tier and a legal

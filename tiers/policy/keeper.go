@@ -111,9 +111,11 @@ func (k *Keeper) Look(ctx context.Context) error {
 	if k.Clock != nil {
 		now = k.Clock
 	}
+	next, stays := Uses(ctx, k.Store, k.log())
 	tasks, _, err := set.Demote(ctx, k.Store, Shortage{
-		Quota: k.Quota, Limit: k.room(), Here: k.Store.HasWarm, Leaving: k.isLeaving, Stays: k.isHeld,
-		Conditions: Conditions{Now: now(), Pressure: float64(used) / float64(k.Quota), Next: NextUse(ctx, k.Store, k.log())},
+		Quota: k.Quota, Limit: k.room(), Here: k.Store.HasWarm, Leaving: k.isLeaving,
+		Stays:      func(dataset string, seq uint64) bool { return k.isHeld(dataset, seq) || stays(dataset, seq) },
+		Conditions: Conditions{Now: now(), Pressure: float64(used) / float64(k.Quota), Next: next},
 	})
 	if err != nil {
 		return err

@@ -45,7 +45,7 @@ func (t Task) covers(dataset string, seq uint64) bool {
 type Conditions struct {
 	Now      time.Time
 	Pressure float64                                             // of the warm tier, see doc
-	Next     func(dataset string, sequence uint64) time.Duration // nil: no use is known
+	Next     func(dataset string, sequence uint64) time.Duration // see Facts; nil: no use is known
 }
 
 // Plan looks at no more than limit batches from the cursor on and returns what is to

@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"time"
-
-	"github.com/stokehold/stokehold/tiers"
 )
 
 // Defaults of a Runner.
@@ -18,7 +16,7 @@ const (
 // Tiers is what a Runner and a Keeper need of a *tiers.Store.
 type Tiers interface {
 	Catalog
-	Leases(ctx context.Context, dataset string) ([]tiers.Leased, error)
+	Leases
 	WarmBytes(ctx context.Context) (int64, error)
 	Expire(ctx context.Context, dataset string, from, to uint64, reason string) (int, error)
 }
@@ -57,7 +55,8 @@ func (r *Runner) PlanTiers(ctx context.Context, at Cursor) (Step, error) {
 		step.Done = true
 		return step, nil
 	}
-	cond := Conditions{Now: time.Now(), Next: NextUse(ctx, r.Store, r.log())}
+	cond := Conditions{Now: time.Now()}
+	cond.Next, _ = Uses(ctx, r.Store, r.log())
 	if r.Clock != nil {
 		cond.Now = r.Clock()
 	}
@@ -86,30 +85,4 @@ func (r *Runner) log() *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return r.Log
-}
-
-// NextUse answers Conditions.Next from the leases that readers hold: what a lease
-// covers is needed now. One request for each dataset. If it fails everything of that
-// dataset counts as needed, so that nothing leaves from under a reader.
-func NextUse(ctx context.Context, s interface {
-	Leases(ctx context.Context, dataset string) ([]tiers.Leased, error)
-}, log *slog.Logger) func(dataset string, sequence uint64) time.Duration {
-	known := map[string][]tiers.Leased{}
-	return func(dataset string, sequence uint64) time.Duration {
-		held, ok := known[dataset]
-		if !ok {
-			var err error
-			if held, err = s.Leases(ctx, dataset); err != nil {
-				log.WarnContext(ctx, "who reads a dataset cannot be told; it stays where it is", "dataset", dataset, "error", err)
-				held = []tiers.Leased{{From: 0, To: tiers.End}}
-			}
-			known[dataset] = held
-		}
-		for _, l := range held {
-			if sequence >= l.From && sequence < l.To {
-				return 0
-			}
-		}
-		return -1
-	}
 }

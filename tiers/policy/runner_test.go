@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"reflect"
 	"sync"
@@ -73,6 +74,37 @@ func TestClockMovedByAnHourExpiresNothingEarly(t *testing.T) {
 	}
 }
 
+// Where readers are says when batches are needed: one reads in sequence from 2 on, a
+// batch in a minute, one holds 9, and one will read 0 at some time.
+func TestNextUse(t *testing.T) {
+	store := &room{catalog: warmDays("flights"), leases: map[string][]tiers.Leased{"flights": {
+		{From: 2, To: 4, Reads: &tiers.Reads{At: 2, To: 8, PerSecond: 1. / 60}},
+		{From: 9, To: 10},
+		{Reads: &tiers.Reads{At: 0, To: 1, Later: true}},
+	}}}
+	for _, c := range []struct {
+		when string
+		want []uint64
+	}{
+		{"next < 0", []uint64{1, 8}},
+		{"next == 0", []uint64{0, 2, 9}},
+		{"next > 0 && next <= 3 * minute", []uint64{3, 4, 5}},
+		{"next > 3 * minute", []uint64{6, 7}},
+	} {
+		r := policy.Runner{Store: store, Clock: func() time.Time { return now }, Policies: parse(t, "{rules: [{name: r, when: '"+c.when+"', action: evict}]}")}
+		step, err := r.PlanTiers(t.Context(), policy.Cursor{})
+		if err != nil || !reflect.DeepEqual(sequences(step.Tasks), c.want) {
+			t.Errorf("%s: %v, %v, want %v", c.when, sequences(step.Tasks), err, c.want)
+		}
+	}
+	// A lease that nobody understands keeps all.
+	store.leases["flights"] = append(store.leases["flights"], tiers.Leased{Reads: &tiers.Reads{To: 9, Order: json.RawMessage(`{"order":{"kind":"spiral"}}`)}})
+	r := policy.Runner{Store: store, Clock: func() time.Time { return now }, Policies: parse(t, "{rules: [{name: r, when: next != 0, action: evict}]}")}
+	if step, err := r.PlanTiers(t.Context(), policy.Cursor{}); err != nil || len(step.Tasks) != 0 {
+		t.Errorf("%v leave, %v", sequences(step.Tasks), err)
+	}
+}
+
 // What a reader holds is needed now; pressure is that of the directory.
 func TestFactsOfAStep(t *testing.T) {
 	store := &room{catalog: warmDays("flights"), warm: 80, leases: map[string][]tiers.Leased{"flights": {{From: 2, To: 4}}}}
@@ -102,6 +134,16 @@ func TestKeeperComesDownToTheLowWatermarks(t *testing.T) {
 			r.pins["flights"] = []tiers.Pin{{From: 0, To: 2}}
 			r.leases["flights"] = []tiers.Leased{{From: 3, To: 4}}
 		}, []uint64{2, 4, 5}},
+		"passed, then what is needed last": {"{watermarks: {high: 0.9, low: 0.3}}", func(r *room) {
+			r.leases["flights"] = []tiers.Leased{{From: 3, To: 5, Reads: &tiers.Reads{At: 3, To: 9, PerSecond: 1}}}
+		}, []uint64{0, 1, 2, 6, 7, 8, 9}},
+		"all is needed, and what is held stays": {"{watermarks: {high: 0.9, low: 0.1}}", func(r *room) {
+			r.leases["flights"] = []tiers.Leased{{From: 0, To: 4, Reads: &tiers.Reads{At: 0, To: 10, PerSecond: 1}}}
+		}, []uint64{4, 5, 6, 7, 8, 9}},
+		"in epochs": {"{watermarks: {high: 0.9, low: 0.7}}", func(r *room) {
+			// The second half of an epoch: what it has passed comes again in the next.
+			r.leases["flights"] = []tiers.Leased{{Reads: &tiers.Reads{At: 5, To: 10, PerSecond: 1, Order: json.RawMessage(`{"order":{"kind":"sequential"},"batches":10}`)}}}
+		}, []uint64{2, 3, 4}},
 		"pinned by a rule":    {"{rules: [{name: keep, when: age > 9 * day, action: pin}], watermarks: {high: 0.9, low: 0.7}}", nil, []uint64{2, 3, 4}},
 		"on another host":     {"{watermarks: {high: 0.7, low: 0.5}}", func(r *room) { r.batches["flights"][0].Ref.Locations[0].URI = "elsewhere" }, []uint64{1, 2, 3, 4}},
 		"below the high mark": {"{watermarks: {high: 1, low: 0.7}}", nil, nil},
