@@ -159,6 +159,9 @@ func (a *App) evict(ctx context.Context, t policy.Task) (wait func(context.Conte
 	}
 	return func(ctx context.Context) error {
 		_, err := workflows.MigrationOutcome(ctx, a.Temporal, id)
+		if errors.Is(err, workflows.ErrMoveRefused) {
+			return &policy.RefusedError{Parts: workflows.RefusedTasks(t, err), Err: err}
+		}
 		return err
 	}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -233,6 +234,15 @@ func TestDeniedMoveIsNotFlipped(t *testing.T) {
 	if _, cold := ref.In(arrowio.Cold); err != nil || cold {
 		t.Errorf("the catalog names it: %+v, %v", ref, err)
 	}
+	// It is over: nothing waits for it.
+	if err := s.Collect(w.ctx, time.Hour, true, func(tiers.Orphan) error { return nil }); err != nil {
+		t.Errorf("collect: %v", err)
+	}
+	w.deny = nil
+	if _, err := s.Move(w.ctx, tiers.Migration{Dataset: dataset}, nil); err != nil {
+		t.Fatalf("once it may: %v", err)
+	}
+	checkMovedOnce(t, w, s)
 }
 
 // lazyStore does not promise to sync, as the embedded gateway does not.

@@ -284,8 +284,25 @@ func (mv *mover) again(ctx context.Context, rec moveRecord, cause error) (moveRe
 }
 
 // flip is the migration's one moment: before it the batch is where it was, after
-// it the new copy counts.
+// it the new copy counts. One that is refused here is over, and its record must keep
+// nobody waiting: what was copied is an orphan.
 func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
+	next, err := mv.flipOnce(ctx, rec)
+	if !errors.Is(err, events.ErrDenied) && !errors.Is(err, ErrPinned) && !errors.Is(err, ErrExpired) {
+		return next, err
+	}
+	var now moveRecord
+	rev, getErr := mv.catalog.get(ctx, mv.key, &now)
+	if getErr == nil && !now.reached(StepFlip) {
+		getErr = mv.catalog.remove(ctx, mv.key, rev)
+	}
+	if errors.Is(getErr, ErrNotFound) || errors.Is(getErr, errConflict) { // another migrator's to end
+		getErr = nil
+	}
+	return next, errors.Join(err, getErr)
+}
+
+func (mv *mover) flipOnce(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	if err := mv.mayEvict(ctx); err != nil {
 		return rec, err
 	}
@@ -354,7 +371,12 @@ func (mv *mover) flip(ctx context.Context, rec moveRecord) (moveRecord, error) {
 	if err := mv.crash("flipped"); err != nil {
 		return rec, err
 	}
-	return mv.record(ctx, StepFlip, func(r *moveRecord) { r.Event, r.Object, r.Evicted = raw, there, rec.Evicted })
+	rec, err = mv.record(ctx, StepFlip, func(r *moveRecord) { r.Event, r.Object, r.Evicted = raw, there, rec.Evicted })
+	if won && errors.Is(err, errConflict) {
+		// A migrator that was refused at the same moment has ended it.
+		return rec, errors.Join(err, mv.publishRaw(ctx, raw))
+	}
+	return rec, err
 }
 
 func (mv *mover) announce(ctx context.Context, rec moveRecord) (moveRecord, error) {

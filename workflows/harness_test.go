@@ -140,6 +140,9 @@ func (f *fakes) CopyBatch(ctx context.Context, m tiers.Migration) error {
 func (f *fakes) DropBatch(_ context.Context, m tiers.Migration) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !slices.Contains(f.moved, m.Sequence) {
+		return tiers.ErrOrder
+	}
 	if f.held > 0 {
 		f.held--
 		return tiers.ErrLeased

@@ -15,7 +15,6 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/events"
-	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/tiers"
 )
 
@@ -54,6 +53,9 @@ type Migration struct {
 	To        uint64  `json:"to"`                   // exclusive
 	PerSecond float64 `json:"per_second,omitempty"` // batches; 0: as fast as it goes
 	Moved     uint64  `json:"moved,omitempty"`      // by executions before this one; leave it 0
+	// Refused and Refusals are those of executions before this one; leave them 0.
+	Refused  uint64    `json:"refused,omitempty"`
+	Refusals []Refusal `json:"refusals,omitempty"`
 	// Tier is where they go: arrowio.Cold, also for "", or arrowio.Warm.
 	Tier arrowio.Tier `json:"tier,omitempty"`
 	// Evict removes the warm copies once Grace has passed; see tiers.Migration.
@@ -86,12 +88,6 @@ func (m Migration) summary() string {
 	return clip(fmt.Sprintf("move %s %d..%d", m.Dataset, m.From, m.To), 190)
 }
 
-// MigrationResult says what was done.
-type MigrationResult struct {
-	Dataset string `json:"dataset"`
-	Moved   uint64 `json:"moved"` // batches in their place now
-}
-
 // StartMigration starts moving m, or joins the migration of the same range if it
 // is under way, and returns its workflow id.
 func StartMigration(ctx context.Context, c client.Client, m Migration, o StartOptions) (string, error) {
@@ -117,13 +113,17 @@ func StartMigration(ctx context.Context, c client.Client, m Migration, o StartOp
 	return id, nil
 }
 
-// MigrationOutcome waits for the migration of that id.
+// MigrationOutcome waits for the migration of that id. If batches were refused the
+// error wraps ErrMoveRefused and the result says which.
 func MigrationOutcome(ctx context.Context, c client.Client, id string) (MigrationResult, error) {
 	var r MigrationResult
 	err := c.GetWorkflow(ctx, id, "").Get(ctx, &r)
 	var missing *serviceerror.NotFound
 	if errors.As(err, &missing) {
 		return r, fmt.Errorf("workflows: %s: %w", id, ErrRunNotFound)
+	}
+	if refused, ok := refusedBy(err); ok {
+		return refused, fmt.Errorf("workflows: %s: %w", id, &moveRefusedError{err})
 	}
 	if err != nil {
 		return r, fmt.Errorf("workflows: %s: %w", id, explain(err))
@@ -143,46 +143,77 @@ func runMigrate(ctx workflow.Context, m Migration) (MigrationResult, error) {
 		},
 		Summary: clip("move batches of "+m.Dataset, 190),
 	})
+	result := MigrationResult{m.Dataset, m.Moved, m.Refused, m.Refusals}
 	for chunks := 0; m.From < m.To; chunks++ {
 		if chunks == migrateChunks {
+			m.Moved, m.Refused, m.Refusals = result.Moved, result.Refused, result.Refusals
 			return MigrationResult{}, workflow.NewContinueAsNewError(ctx, MigrateWorkflow, m)
 		}
 		step := m
 		step.To = min(m.To, m.From+migrateChunk)
-		if err := workflow.ExecuteActivity(ctx, migrateActivity, step).Get(ctx, nil); err != nil {
+		var part MigrationResult // activities of older workers return none: they moved all
+		if err := workflow.ExecuteActivity(ctx, migrateActivity, step).Get(ctx, &part); err != nil {
 			return MigrationResult{}, err
 		}
-		if m.Evict {
-			if err := workflow.ExecuteActivity(ctx, dropActivity, step).Get(ctx, nil); err != nil {
+		size := step.To - step.From
+		if m.Evict && part.Refused < size {
+			step.Refusals = part.Refusals
+			var kept MigrationResult
+			if err := workflow.ExecuteActivity(ctx, dropActivity, step).Get(ctx, &kept); err != nil {
 				return MigrationResult{}, err
 			}
+			part.add(kept)
 		}
-		m.Moved += step.To - step.From
-		m.From = step.To
-		workflow.SetCurrentDetails(ctx, fmt.Sprintf("%d moved, %d to go", m.Moved, m.To-m.From))
+		result.Moved += size - min(part.Refused, size)
+		result.add(part)
+		if m.From = step.To; part.Refused == size && size == migrateChunk && m.From < m.To {
+			// Each refusal is a decision in the log: what refused so many in a row is likely
+			// to refuse the rest.
+			result.refuse(Refusal{m.From, m.To, fmt.Sprintf("not tried, since all of the %d before were refused", size)})
+			break
+		}
+		workflow.SetCurrentDetails(ctx, fmt.Sprintf("%d moved, %d refused, %d to go", result.Moved, result.Refused, m.To-m.From))
 	}
-	return MigrationResult{m.Dataset, m.Moved}, nil
+	return result, result.err()
+}
+
+// moveProgress is the heartbeat of a move.
+type moveProgress struct {
+	Next uint64 `json:"next"`
+	MigrationResult
+}
+
+func (p *moveProgress) restore(ctx context.Context, m Migration) {
+	if !activity.HasHeartbeatDetails(ctx) {
+		return
+	}
+	var was moveProgress
+	if err := activity.GetHeartbeatDetails(ctx, &was); err != nil {
+		var next uint64 // all that older workers have written
+		if err := activity.GetHeartbeatDetails(ctx, &next); err != nil {
+			return
+		}
+		was = moveProgress{Next: next}
+	}
+	if was.Next > m.From && was.Next <= m.To {
+		*p = was
+	}
 }
 
 // migrate moves one chunk. Its heartbeat is the next sequence, so that a retry
-// continues there.
-func (a *activities) migrate(ctx context.Context, m Migration) error {
+// continues there. What is refused is left, and told.
+func (a *activities) migrate(ctx context.Context, m Migration) (MigrationResult, error) {
 	if a.migrator == nil {
-		return temporal.NewApplicationError("this worker moves no batches: set WorkerConfig.Migrator", errTypeStage)
+		return MigrationResult{}, temporal.NewApplicationError("this worker moves no batches: set WorkerConfig.Migrator", errTypeStage)
 	}
 	move := func(seq uint64) error { return a.migrator.MigrateBatch(ctx, m.Dataset, seq) }
 	if mover, err := a.mover(); err != nil && !m.plain() {
-		return err
+		return MigrationResult{}, err
 	} else if err == nil {
 		move = func(seq uint64) error { return mover.CopyBatch(ctx, m.batch(seq)) }
 	}
-	next := m.From
-	if activity.HasHeartbeatDetails(ctx) {
-		var at uint64
-		if err := activity.GetHeartbeatDetails(ctx, &at); err == nil && at > next && at <= m.To {
-			next = at
-		}
-	}
+	at := moveProgress{Next: m.From}
+	at.restore(ctx, m)
 	var pace <-chan time.Time
 	if m.PerSecond > 0 {
 		tick := time.NewTicker(max(time.Duration(float64(time.Second)/m.PerSecond), time.Microsecond))
@@ -191,12 +222,15 @@ func (a *activities) migrate(ctx context.Context, m Migration) error {
 	}
 	beat := time.NewTicker(heartbeatEvery)
 	defer beat.Stop()
-	for ; next < m.To; next++ {
-		activity.RecordHeartbeat(ctx, next)
+	for ; at.Next < m.To; at.Next++ {
+		activity.RecordHeartbeat(ctx, at)
 		moved := make(chan error, 1)
-		go func() { moved <- move(next) }()
-		if err := a.awaitMove(ctx, moved, beat.C, next); err != nil {
-			return migrateError(ctx, m.Dataset, next, err)
+		go func() { moved <- move(at.Next) }()
+		if err := a.awaitMove(ctx, moved, beat.C, at); err != nil {
+			if ctx.Err() != nil || !refusedMove(err) {
+				return MigrationResult{}, migrateError(ctx, m.Dataset, at.Next, err)
+			}
+			at.refuse(Refusal{at.Next, at.Next + 1, whyRefused(err)})
 		}
 		if pace == nil {
 			continue
@@ -204,13 +238,13 @@ func (a *activities) migrate(ctx context.Context, m Migration) error {
 		select {
 		case <-pace:
 		case <-ctx.Done():
-			return ctx.Err()
+			return MigrationResult{}, ctx.Err()
 		case <-activity.GetWorkerStopChannel(ctx):
-			return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
+			return MigrationResult{}, temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
 				temporal.ApplicationErrorOptions{NextRetryDelay: 100 * time.Millisecond})
 		}
 	}
-	return nil
+	return at.MigrationResult, nil
 }
 
 func (a *activities) mover() (Mover, error) {
@@ -224,16 +258,19 @@ func (a *activities) mover() (Mover, error) {
 type dropProgress struct {
 	Waited time.Duration `json:"waited"` // of the grace, by all attempts together
 	Next   uint64        `json:"next"`
+	MigrationResult
 }
 
-// drop waits for the grace, and then removes what the moves of a chunk replaced.
+// drop waits for the grace, and then removes what the moves of a chunk replaced, but
+// for those that were refused.
 // Attempts add up what they waited by their monotonic clocks, of which a heartbeat
 // that was lost makes the wait longer.
-func (a *activities) drop(ctx context.Context, m Migration) error {
+func (a *activities) drop(ctx context.Context, m Migration) (MigrationResult, error) {
 	mover, err := a.mover()
 	if err != nil {
-		return err
+		return MigrationResult{}, err
 	}
+	refused := MigrationResult{Refusals: m.Refusals}
 	at := dropProgress{Next: m.From}
 	if activity.HasHeartbeatDetails(ctx) {
 		var was dropProgress
@@ -253,29 +290,36 @@ func (a *activities) drop(ctx context.Context, m Migration) error {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return ctx.Err()
+			return MigrationResult{}, ctx.Err()
 		case <-activity.GetWorkerStopChannel(ctx):
 			t.Stop()
-			return temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
+			return MigrationResult{}, temporal.NewApplicationErrorWithOptions(errStopping.Error(), errTypeStopping,
 				temporal.ApplicationErrorOptions{NextRetryDelay: 100 * time.Millisecond})
 		}
 	}
 	for ; at.Next < m.To; at.Next++ {
 		activity.RecordHeartbeat(ctx, at)
-		if err := mover.DropBatch(ctx, m.batch(at.Next)); err != nil {
-			return migrateError(ctx, m.Dataset, at.Next, err)
+		err := mover.DropBatch(ctx, m.batch(at.Next))
+		switch {
+		case err == nil || errors.Is(err, tiers.ErrOrder) && refused.covers(at.Next): // its move has not come so far
+		case ctx.Err() == nil && refusedMove(err): // it moved, and has been ended or pinned since
+			if !refused.covers(at.Next) {
+				at.refuse(Refusal{at.Next, at.Next + 1, whyRefused(err)})
+			}
+		default:
+			return MigrationResult{}, migrateError(ctx, m.Dataset, at.Next, err)
 		}
 	}
-	return nil
+	return at.MigrationResult, nil
 }
 
-func (a *activities) awaitMove(ctx context.Context, moved <-chan error, beat <-chan time.Time, seq uint64) error {
+func (a *activities) awaitMove(ctx context.Context, moved <-chan error, beat <-chan time.Time, at moveProgress) error {
 	for {
 		select {
 		case err := <-moved:
 			return err
 		case <-beat:
-			activity.RecordHeartbeat(ctx, seq)
+			activity.RecordHeartbeat(ctx, at)
 		}
 	}
 }
@@ -289,19 +333,8 @@ func migrateError(ctx context.Context, dataset string, seq uint64, err error) er
 		// Each attempt is a move of its own, and each batch: nobody could answer them all.
 		return temporal.NewNonRetryableApplicationError(msg+": a move of batches asks nobody for approval: deny it, or require the approval of the run or the event that leads to it", errTypePermanent, nil)
 	}
-	if stages.IsPermanent(err) || refusedMove(err) {
+	if refusedMove(err) {
 		return temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)
 	}
 	return temporal.NewApplicationError(msg, errTypeStage)
-}
-
-// refusedMove reports whether a move or an expiry was refused by what does not pass
-// by itself.
-func refusedMove(err error) bool {
-	for _, no := range []error{tiers.ErrPinned, tiers.ErrNotDurable, tiers.ErrMigration, tiers.ErrExpired, tiers.ErrName} {
-		if errors.Is(err, no) {
-			return true
-		}
-	}
-	return false
 }

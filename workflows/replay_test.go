@@ -18,7 +18,8 @@ import (
 //
 // A change to a workflow that fails here would break runs that are under way
 // when it is rolled out: guard it with workflow.GetVersion and record again
-// beside the old, not over it.
+// beside the old, not over it. Those that end in -v1 are of versions before such a
+// guard.
 func TestReplay(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("testdata", "histories", "*.json"))
 	if err != nil || len(files) < 4 {

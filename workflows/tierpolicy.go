@@ -12,7 +12,6 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
-	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/tiers/policy"
 )
 
@@ -42,6 +41,8 @@ const (
 	// passes one is left alone for at most.
 	maxTierHolds = 256
 	tierHold     = 64
+	// holdParts marks executions that leave parts of tasks alone.
+	holdParts = "hold-parts"
 )
 
 // tierState goes from execution to execution.
@@ -63,11 +64,51 @@ func (r tierRefusal) same(t policy.Task) bool {
 	return r.Task.Dataset == t.Dataset && r.Task.From == t.From && r.Task.Decision == t.Decision
 }
 
+// held reports whether a task is left alone. Of executions that began before parts of
+// tasks were.
 func (s *tierState) held(t policy.Task) bool {
 	return slices.ContainsFunc(s.Holds, func(r tierRefusal) bool { return r.same(t) && s.Pass < r.Until })
 }
 
-func (s *tierState) settle(t policy.Task, failed bool) {
+// free returns the parts of a task that are not left alone in this pass.
+func (s *tierState) free(t policy.Task) []policy.Task {
+	parts := []policy.Task{t}
+	for _, r := range s.Holds {
+		if s.Pass >= r.Until || r.Task.Decision != t.Decision {
+			continue
+		}
+		var left []policy.Task
+		for _, p := range parts {
+			left = append(left, p.Without(r.Task)...)
+		}
+		parts = left
+	}
+	return parts
+}
+
+// settle notes what has come of a task: which of its parts were refused or failed.
+func (s *tierState) settle(t policy.Task, failed ...policy.Task) {
+	var was []tierRefusal
+	s.Holds = slices.DeleteFunc(s.Holds, func(r tierRefusal) bool {
+		if r.Task.Decision != t.Decision || !r.Task.Overlaps(t) {
+			return false
+		}
+		was = append(was, r)
+		return true
+	})
+	for _, part := range failed {
+		wait := uint64(1)
+		for _, r := range was {
+			if r.Task.Overlaps(part) {
+				wait = max(wait, min(2*r.Wait, tierHold))
+			}
+		}
+		s.leave(part, wait)
+	}
+}
+
+// settleAll is settle, of executions that began before parts of tasks were left alone.
+func (s *tierState) settleAll(t policy.Task, failed bool) {
 	wait := uint64(1)
 	s.Holds = slices.DeleteFunc(s.Holds, func(r tierRefusal) bool {
 		if !r.same(t) {
@@ -76,9 +117,13 @@ func (s *tierState) settle(t policy.Task, failed bool) {
 		wait = min(2*r.Wait, tierHold)
 		return true
 	})
-	if !failed {
-		return
+	if failed {
+		s.leave(t, wait)
 	}
+}
+
+// leave has a task left alone for some passes.
+func (s *tierState) leave(t policy.Task, wait uint64) {
 	if len(s.Holds) == maxTierHolds {
 		s.Holds = s.Holds[1:]
 	}
@@ -110,12 +155,28 @@ func runTierPolicies(ctx workflow.Context, s tierState) error {
 		RetryPolicy:         &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: time.Minute},
 		Summary:             "plan by the tier policies",
 	})
+	parts := workflow.GetVersion(ctx, holdParts, workflow.DefaultVersion, 1) > workflow.DefaultVersion
 	for range tierSteps {
 		var step policy.Step
 		if err := workflow.ExecuteActivity(planning, planTiersActivity, s.At).Get(ctx, &step); err != nil {
 			return err
 		}
-		if err := carryOut(ctx, &s, step); err != nil {
+		var tasks []policy.Task
+		for _, t := range step.Tasks {
+			if parts {
+				tasks = append(tasks, s.free(t)...)
+			} else if !s.held(t) {
+				tasks = append(tasks, t)
+			}
+		}
+		settle := func(t policy.Task, err error) {
+			if parts {
+				s.settle(t, RefusedTasks(t, err)...)
+			} else {
+				s.settleAll(t, err != nil)
+			}
+		}
+		if err := carryOut(ctx, tasks, step.Grace, settle); err != nil {
 			return err
 		}
 		if s.At = step.Next; step.Done {
@@ -133,12 +194,9 @@ func runTierPolicies(ctx workflow.Context, s tierState) error {
 }
 
 // carryOut does what a step asks for, a few tasks at a time, and waits for it.
-func carryOut(ctx workflow.Context, s *tierState, step policy.Step) error {
+func carryOut(ctx workflow.Context, tasks []policy.Task, grace time.Duration, settle func(policy.Task, error)) error {
 	slots, wg := workflow.NewSemaphore(ctx, tierMoves), workflow.NewWaitGroup(ctx)
-	for _, t := range step.Tasks {
-		if s.held(t) {
-			continue
-		}
+	for _, t := range tasks {
 		if err := slots.Acquire(ctx, 1); err != nil {
 			return err
 		}
@@ -146,7 +204,7 @@ func carryOut(ctx workflow.Context, s *tierState, step policy.Step) error {
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
 			defer slots.Release(1)
-			err := carryOutTask(ctx, t, step.Grace)
+			err := carryOutTask(ctx, t, grace)
 			if ctx.Err() != nil {
 				return
 			}
@@ -154,7 +212,7 @@ func carryOut(ctx workflow.Context, s *tierState, step policy.Step) error {
 				workflow.GetLogger(ctx).Warn("a tier policy was not carried out; it is left alone for some passes",
 					"policy", t.Decision.Reason(), "dataset", t.Dataset, "from", t.From, "to", t.To, "error", err)
 			}
-			s.settle(t, err != nil)
+			settle(t, err)
 		})
 	}
 	wg.Wait(ctx)
@@ -197,6 +255,26 @@ func carryOutTask(ctx workflow.Context, t policy.Task, grace time.Duration) erro
 	return err
 }
 
+// RefusedTasks returns what is left of a task whose migration came to err: the parts
+// that were refused, all of it if it failed, nothing if it did not.
+func RefusedTasks(t policy.Task, err error) []policy.Task {
+	if err == nil {
+		return nil
+	}
+	r, ok := refusedBy(err)
+	if !ok {
+		return []policy.Task{t}
+	}
+	parts := make([]policy.Task, 0, len(r.Refusals))
+	for _, no := range r.Refusals {
+		part := t
+		if part.From, part.To = max(t.From, no.From), min(t.To, no.To); part.From < part.To {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
 // TierMigration is the migration that a task of a tier policy asks for. grace is that
 // of Migration.
 func TierMigration(t policy.Task, grace time.Duration) Migration {
@@ -226,7 +304,7 @@ func (a *activities) expireTier(ctx context.Context, t policy.Task) (int, error)
 	if err == nil || ctx.Err() != nil {
 		return n, err
 	}
-	if msg := clip(err.Error(), maxReasonBytes); stages.IsPermanent(err) || refusedMove(err) {
+	if msg := clip(err.Error(), maxReasonBytes); refusedMove(err) {
 		return n, temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)
 	}
 	return n, temporal.NewApplicationError(clip(err.Error(), maxReasonBytes), errTypeStage)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -118,5 +119,32 @@ func TestTierTaskOutlastsFaults(t *testing.T) {
 	carryOut(t, f, p)
 	if !slices.Equal(f.moved, []uint64{7}) {
 		t.Errorf("moved %v after %d tries", f.moved, tries)
+	}
+}
+
+// What is refused of a task is left alone, and that alone: the rest moves at once, and
+// so does what comes to be beside it.
+func TestRefusedPartsOfTierTasksAreLeftAlone(t *testing.T) {
+	tries := map[uint64]int{}
+	f := &fakes{move: func(seq uint64) error {
+		if tries[seq]++; seq == 3 || seq == 7 {
+			return &tiers.Error{Op: "move (intent)", Dataset: "flights", Batch: fmt.Sprint("flights#", seq), Err: tiers.ErrPinned}
+		}
+		return nil
+	}}
+	p := &planner{}
+	pass := func(tasks ...policy.Task) {
+		p.steps = append(p.steps, policy.Step{Tasks: tasks, Done: true, Every: time.Minute})
+	}
+	pass(tierTask(policy.Move, 0, 8))                              // pass 0: 3 and 7 are refused
+	pass(tierTask(policy.Move, 3, 4), tierTask(policy.Move, 7, 9)) // 8 is new
+	pass(tierTask(policy.Move, 3, 4), tierTask(policy.Move, 7, 8)) // they are asked for again
+	for range 3 {
+		pass(tierTask(policy.Move, 3, 4), tierTask(policy.Move, 7, 8)) // once more, in pass 5
+	}
+	carryOut(t, f, p)
+	want := map[uint64]int{0: 1, 1: 1, 2: 1, 3: 3, 4: 1, 5: 1, 6: 1, 7: 3, 8: 1}
+	if !maps.Equal(tries, want) {
+		t.Errorf("tried %v, want %v", tries, want)
 	}
 }

@@ -37,8 +37,9 @@ type Keeper struct {
 	Quota    int64         // bytes of the warm directory; 0: none
 	Every    time.Duration // between looks; default 5 s
 	// Evict starts the migration that a task asks for and returns how to wait for its
-	// end, grace and all. The move is judged there: one that is refused is asked for
-	// again after a while that doubles.
+	// end, grace and all. The move is judged there: what is refused is asked for again
+	// after a while that doubles. That is all of the task, unless the error wraps a
+	// RefusedError.
 	Evict func(ctx context.Context, t Task) (wait func(context.Context) error, err error)
 	Clock func() time.Time // that batches are committed by; default time.Now
 	Log   *slog.Logger
@@ -48,6 +49,16 @@ type Keeper struct {
 	refused []hold // asked for again later
 	wg      sync.WaitGroup
 }
+
+// RefusedError says which parts of a task were refused: the rest was carried out.
+type RefusedError struct {
+	Parts []Task
+	Err   error
+}
+
+func (e *RefusedError) Error() string { return e.Err.Error() }
+
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 // hold is how long a refused task is left alone, by the monotonic clock.
 type hold struct {
@@ -173,7 +184,7 @@ func (k *Keeper) isHeld(dataset string, seq uint64) bool {
 func (k *Keeper) hold(t Task) (pause time.Duration) {
 	pause = firstPause
 	k.refused = slices.DeleteFunc(k.refused, func(h hold) bool {
-		if h.Dataset != t.Dataset || h.To <= t.From || t.To <= h.From {
+		if !h.Overlaps(t) {
 			return false
 		}
 		pause = max(pause, min(2*h.pause, lastPause))
@@ -201,8 +212,15 @@ func (k *Keeper) evict(ctx context.Context, t Task) error {
 		if i := slices.Index(k.leaving, t); i >= 0 {
 			k.leaving = slices.Delete(k.leaving, i, i+1)
 		}
-		if err != nil && ctx.Err() == nil {
-			k.log().WarnContext(ctx, "batches do not leave the warm tier", "dataset", t.Dataset, "from", t.From, "to", t.To, "again_in", k.hold(t), "error", err)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		parts := []Task{t}
+		if refused := new(RefusedError); errors.As(err, &refused) {
+			parts = refused.Parts
+		}
+		for _, part := range parts {
+			k.log().WarnContext(ctx, "batches do not leave the warm tier", "dataset", part.Dataset, "from", part.From, "to", part.To, "again_in", k.hold(part), "error", err)
 		}
 	})
 	return nil

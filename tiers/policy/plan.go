@@ -37,6 +37,30 @@ type Task struct {
 	Decision Decision `json:"decision"`
 }
 
+// Overlaps reports whether both are of some same batches, whatever is to be done with
+// them.
+func (t Task) Overlaps(o Task) bool {
+	return t.Dataset == o.Dataset && t.From < o.To && o.From < t.To
+}
+
+// Without is what of a task is left without the batches of another: one or two parts,
+// or none.
+func (t Task) Without(o Task) []Task {
+	if !t.Overlaps(o) {
+		return []Task{t}
+	}
+	var parts []Task
+	if before := t; t.From < o.From {
+		before.To = o.From
+		parts = append(parts, before)
+	}
+	if after := t; o.To < t.To {
+		after.From = o.To
+		parts = append(parts, after)
+	}
+	return parts
+}
+
 func (t Task) covers(dataset string, seq uint64) bool {
 	return t.Dataset == dataset && seq >= t.From && seq < t.To
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"sync"
 	"testing"
@@ -213,6 +214,38 @@ func TestKeeperLeavesRefusedAlone(t *testing.T) {
 	<-ended
 	if first.From != 0 || first.To != 3 || second.From != 3 || second.To != 6 {
 		t.Errorf("asked for %d..%d, then %d..%d", first.From, first.To, second.From, second.To)
+	}
+}
+
+// Where parts are refused the others have left, and may be asked for again.
+func TestKeeperLeavesRefusedPartsAlone(t *testing.T) {
+	store := &room{catalog: warmDays("flights"), warm: 1000}
+	asked := make(chan policy.Task, 10)
+	k := policy.Keeper{
+		Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7}}"), Quota: 1000, Every: time.Millisecond,
+		Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+			asked <- task
+			return func(ctx context.Context) error {
+				if task.From == 0 {
+					part := task
+					part.From, part.To = 1, 2
+					return fmt.Errorf("move: %w", &policy.RefusedError{Parts: []policy.Task{part}, Err: errRefused})
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); k.Run(ctx) }()
+	first, second, third := <-asked, <-asked, <-asked
+	cancel()
+	<-ended
+	// The store of this test keeps what was moved: so 0 is asked for again, and 1 is not.
+	got := [][2]uint64{{first.From, first.To}, {second.From, second.To}, {third.From, third.To}}
+	if want := [][2]uint64{{0, 3}, {0, 1}, {2, 4}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("asked for %v, want %v", got, want)
 	}
 }
 
