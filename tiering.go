@@ -208,7 +208,7 @@ func (a *App) Sweep(ctx context.Context) (done tiers.SweptObjects, err error) {
 		return nil
 	})
 	if p, ok := a.cold.(tiers.PartialSweeper); ok && err == nil {
-		done.Partial, err = p.SweepPartial(ctx, a.cfg.Tiers.SweepGrace)
+		done.Partial, err = p.SweepPartial(ctx, a.cfg.Tiers.SweepGrace+tiers.ClockStep)
 	}
 	return done, err
 }

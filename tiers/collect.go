@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// maxClockStep is how far a clock may have been moved without anything being
-	// removed before its grace is over: so much is added to every grace.
-	maxClockStep = 2 * time.Hour
+	// ClockStep is how far clocks that ages are told by may have been moved, together,
+	// without anything being removed before its grace is over: so much is added to every
+	// grace.
+	ClockStep = 2 * time.Hour
 	// collectChunk is how many candidates are compared with the catalog at once.
 	collectChunk = 100_000
 	objectPrefix = "batches/sha256/"
@@ -68,7 +69,7 @@ func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, e
 			return err
 		}
 	}
-	before := time.Now().Add(-grace - maxClockStep)
+	before := s.now().Add(-grace - ClockStep)
 	var chunk []Orphan
 	flush := func() error {
 		found := chunk
@@ -92,7 +93,7 @@ func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, e
 		if err != nil {
 			return err
 		}
-		before = now.Add(-grace - maxClockStep)
+		before = now.Add(-grace - ClockStep)
 	}
 	if err := s.objects(ctx, take); err != nil {
 		return err

@@ -3,7 +3,6 @@ package tiers
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/stokehold/stokehold/events"
 )
@@ -43,7 +42,7 @@ func (s *Store) expire(ctx context.Context, dataset string, from, to uint64, rea
 			return 0, fmt.Errorf("%w: %s", ErrPinned, p)
 		}
 	}
-	now := time.Now().UTC()
+	now := s.now().UTC()
 	ev, err := events.New(events.TypeBatchExpired, source, dataset, fmt.Sprintf("%s#%d-%d/expired", dataset, from, to), now,
 		events.BatchExpired{Dataset: dataset, From: int64(from), To: int64(to), Reason: reason})
 	if err == nil {

@@ -195,3 +195,6 @@ func Readers(s *Store) int {
 	}
 	return n
 }
+
+// SetNow gives s another clock.
+func SetNow(s *Store, now func() time.Time) { s.now = now }

@@ -123,16 +123,16 @@ type sighting struct {
 }
 
 // alive notes a lease's revision and says whether it must be taken for alive.
-func (l *sightings) alive(key string, rev uint64, ttl time.Duration) bool {
+func (l *sightings) alive(key string, rev uint64, now time.Time, ttl time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.seen == nil {
 		l.seen = map[string]sighting{}
 	}
 	if s, ok := l.seen[key]; ok && s.rev == rev {
-		return time.Since(s.at) <= ttl
+		return now.Sub(s.at) <= ttl
 	}
-	l.seen[key] = sighting{rev, time.Now()}
+	l.seen[key] = sighting{rev, now}
 	return true
 }
 
@@ -193,7 +193,7 @@ func (s *Store) eachLease(ctx context.Context, name string, visit func(leaseReco
 		if err := json.Unmarshal(kv.Value(), &r); err != nil {
 			return fmt.Errorf("catalog: decode %s: %w", kv.Key(), err)
 		}
-		if !s.sightings.alive(kv.Key(), kv.Revision(), s.leaseTTL) {
+		if !s.sightings.alive(kv.Key(), kv.Revision(), s.now(), s.leaseTTL) {
 			gone = append(gone, dead{kv.Key(), kv.Revision()})
 			return nil
 		}

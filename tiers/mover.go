@@ -101,7 +101,7 @@ func (mv *mover) intent(ctx context.Context, rec moveRecord) (moveRecord, error)
 	if mv.m.target() == arrowio.Warm {
 		from = arrowio.Cold
 	}
-	begun := time.Now().UTC()
+	begun := mv.now().UTC()
 	ev, err := events.New(events.TypeTierMoveRequested, source, mv.m.Dataset,
 		fmt.Sprintf("%s/move/%s@%d", ref.ID(), mv.m.target(), begun.UnixNano()), begun, events.TierMoveRequested{
 			Dataset: mv.m.Dataset, Sequence: int64(mv.m.Sequence), From: string(from), To: string(mv.m.target()),

@@ -103,7 +103,7 @@ type ObjectSweep struct {
 	Prefix string
 	// Grace is how old an object must be by the store's clock: longer than the
 	// longest time from an object's upload to the moment the catalog names it.
-	// At least MinGrace.
+	// At least MinGrace. ClockStep is added, in case the clock was moved.
 	Grace time.Duration
 	// Referenced reports whether anything refers to the object. It is asked of old
 	// objects only. Its error ends the sweep.
@@ -123,7 +123,7 @@ type SweptObjects struct {
 }
 
 // SweepObjects removes objects that nothing refers to and uploads that never
-// ended, both older than the grace. It may be cut off and repeated at any time. Ages
+// ended, both older than the grace and ClockStep. It may be cut off and repeated at any time. Ages
 // are by the store's own clock: this machine's may be wrong by hours.
 func SweepObjects(ctx context.Context, c ObjectSweep) (done SweptObjects, err error) {
 	var faults []error
@@ -153,7 +153,7 @@ func SweepObjects(ctx context.Context, c ObjectSweep) (done SweptObjects, err er
 			return done, err
 		}
 		done.Seen++
-		if now.Sub(o.Modified) < c.Grace {
+		if now.Sub(o.Modified) < c.Grace+ClockStep {
 			done.Young++
 			continue
 		}
@@ -171,7 +171,7 @@ func SweepObjects(ctx context.Context, c ObjectSweep) (done SweptObjects, err er
 		done.Bytes += o.Bytes
 	}
 	if p, ok := c.Store.(PartialSweeper); ok {
-		done.Partial, err = p.SweepPartial(ctx, c.Grace)
+		done.Partial, err = p.SweepPartial(ctx, c.Grace+ClockStep)
 	}
 	return done, err
 }

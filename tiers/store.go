@@ -58,6 +58,7 @@ type Store struct {
 	sightings  sightings
 	readers    readers
 	leaseTTL   time.Duration
+	now        func() time.Time // time.Now, but in tests
 	moves      moves
 	healing    keyed
 	takenOut   takenOut
@@ -144,7 +145,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MoveConcurrency == 0 {
 		cfg.MoveConcurrency = defaultMoveConcurrency
 	}
-	s := &Store{bus: cfg.Bus, cold: cfg.Cold, coldCodec: cfg.ColdCodec, log: cfg.Logger, leaseTTL: defaultLeaseTTL, closing: make(chan struct{})}
+	s := &Store{bus: cfg.Bus, cold: cfg.Cold, coldCodec: cfg.ColdCodec, log: cfg.Logger, leaseTTL: defaultLeaseTTL, now: time.Now, closing: make(chan struct{})}
 	s.moves = newMoves(cfg.MoveBytesPerSecond, cfg.MoveConcurrency)
 	s.peers.open(cfg)
 	s.hedge.open(cfg.HedgeAfter)
@@ -305,7 +306,7 @@ func (s *Store) flushUses(ctx context.Context) error {
 }
 
 func (s *Store) count(b *Batch) {
-	if s.uses.touch(b.Ref.Dataset, b.Ref.Sequence, time.Now()) {
+	if s.uses.touch(b.Ref.Dataset, b.Ref.Sequence, s.now()) {
 		go func() {
 			defer s.uses.done()
 			if err := s.flushUses(context.Background()); err != nil {

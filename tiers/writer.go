@@ -299,7 +299,7 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 	if err != nil {
 		return arrowio.Ref{}, err
 	}
-	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: time.Now().UTC(), Labels: labels}
+	e := entry{Ref: ref, Epoch: w.head.Epoch, Fence: w.head.Fence, Committed: s.now().UTC(), Labels: labels}
 	ev, err := w.batchEvent(e)
 	if err == nil {
 		err = s.bus.Approve(ctx, &ev)

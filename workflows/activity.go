@@ -55,6 +55,7 @@ type activities struct {
 	attributes bool
 	seed       uint64 // of runs that triggers start
 	here       Place  // class and region of this worker
+	now        func() time.Time
 }
 
 // stopGrace is how long a stage that was told to stop is waited for.

@@ -282,8 +282,8 @@ func (a *activities) drop(ctx context.Context, m Migration) (MigrationResult, er
 	if grace == 0 {
 		grace = defaultGrace
 	}
-	begun, before := time.Now(), at.Waited
-	for at.Waited = before + time.Since(begun); at.Waited < grace; at.Waited = before + time.Since(begun) {
+	begun, before := a.now(), at.Waited
+	for at.Waited = before + a.now().Sub(begun); at.Waited < grace; at.Waited = before + a.now().Sub(begun) {
 		activity.RecordHeartbeat(ctx, at)
 		t := time.NewTimer(min(heartbeatEvery, grace-at.Waited))
 		select {

@@ -121,6 +121,7 @@ func RegisterWorkflows(r interface {
 
 func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
+		now:    time.Now,
 		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, tiers: cfg.Tiers, approvals: cfg.Approvals, budgets: cfg.Budgets,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
 		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed, here: Place{cfg.Class, cfg.Region},

@@ -150,7 +150,7 @@ func (s *Set) decide(ctx context.Context, h tiers.Head, b tiers.BatchInfo, cond 
 
 // ClockStep is how far a clock may have been moved forward without a batch expiring
 // before its time: so much later batches expire.
-const ClockStep = 2 * time.Hour
+const ClockStep = tiers.ClockStep
 
 // pending reports whether the decision is not carried out yet.
 func pending(d Decision, b tiers.BatchInfo) bool {

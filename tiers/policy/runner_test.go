@@ -75,6 +75,28 @@ func TestClockMovedByAnHourExpiresNothingEarly(t *testing.T) {
 	}
 }
 
+// The clocks of a writer, a reader and of who plans may be off by an hour in any way:
+// batch 7 has a minute to go, and so has 8 since it was read.
+func TestClocksOfOthersExpireNothingEarly(t *testing.T) {
+	rules := parse(t, "{rules: [{name: ttl, when: age > 3 * day || idle > day, action: expire}]}")
+	off := []time.Duration{0, time.Hour, -time.Hour}
+	for _, mine := range off {
+		for _, theirs := range off {
+			store := &room{catalog: warmDays("flights")}
+			for i := range store.batches["flights"] {
+				store.batches["flights"][i].Read = now.Add(theirs)
+			}
+			store.batches["flights"][7].Committed = now.Add(time.Minute - 3*day + theirs)
+			store.batches["flights"][8].Read = now.Add(time.Minute - day + theirs)
+			r := policy.Runner{Store: store, Policies: rules, Clock: func() time.Time { return now.Add(mine) }}
+			step, err := r.PlanTiers(t.Context(), policy.Cursor{})
+			if got, want := sequences(step.Tasks), []uint64{0, 1, 2, 3, 4, 5, 6}; err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("mine is off by %v, theirs by %v: %v expire, %v, want %v", mine, theirs, got, err, want)
+			}
+		}
+	}
+}
+
 // Where readers are says when batches are needed: one reads in sequence from 2 on, a
 // batch in a minute, one holds 9, and one will read 0 at some time.
 func TestNextUse(t *testing.T) {

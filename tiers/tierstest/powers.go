@@ -366,11 +366,17 @@ func sweeping(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 	if done, err := tiers.SweepObjects(ctx, sweep); err != nil || done.Seen != 2 || done.Young != 2 || done.Removed != 0 {
 		t.Errorf("within the grace: %+v, %v", done, err)
 	}
+	for _, moved := range []time.Duration{time.Hour, -time.Hour} { // the store's clock
+		sweep.Store = aged{s, moved}
+		if done, err := tiers.SweepObjects(ctx, sweep); err != nil || done.Young != 2 || done.Removed != 0 {
+			t.Errorf("its clock moved by %v: %+v, %v", moved, done, err)
+		}
+	}
 	sweep.Grace = 0
 	if _, err := tiers.SweepObjects(ctx, sweep); err == nil {
 		t.Error("a sweep without a grace")
 	}
-	sweep.Grace, sweep.Store = tiers.MinGrace, aged{s}
+	sweep.Grace, sweep.Store = tiers.MinGrace, aged{s, tiers.ClockStep + 2*tiers.MinGrace}
 	down := errors.New("catalog is down")
 	ask := sweep.Referenced
 	sweep.Referenced = func(context.Context, string) (bool, error) { return false, down }
@@ -390,8 +396,11 @@ func sweeping(ctx context.Context, t *testing.T, s tiers.ObjectStore) {
 	remove(ctx, t, s, tiers.OwnerKey)
 }
 
-// aged is a store whose clock is beyond the grace of what was just put. Its age is
-// what the store says, whatever time the machine has.
-type aged struct{ tiers.ObjectStore }
+// aged is a store whose clock was moved. Ages are what the store says, whatever time
+// the machine has.
+type aged struct {
+	tiers.ObjectStore
+	by time.Duration
+}
 
-func (a aged) Now(context.Context) (time.Time, error) { return time.Now().Add(2 * tiers.MinGrace), nil }
+func (a aged) Now(context.Context) (time.Time, error) { return time.Now().Add(a.by), nil }

@@ -329,9 +329,12 @@ func TestSocketsOfTheDead(t *testing.T) {
 	const noPID = "999999999-" // above the greatest number of a process
 	swept := dead(noPID + "a.sock")
 	half := dead(".new-" + noPID + "b.sock")
-	past := time.Now().Add(-time.Hour)
-	if err := os.Chtimes(half, past, past); err != nil {
-		t.Fatal(err)
+	fresh := dead(".new-" + noPID + "d.sock") // its process may be about to listen, and a clock was set forward by an hour
+	for path, age := range map[string]time.Duration{half: 3 * time.Hour, fresh: time.Hour} {
+		past := time.Now().Add(-age)
+		if err := os.Chtimes(path, past, past); err != nil {
+			t.Fatal(err)
+		}
 	}
 	keep := filepath.Join(dir, noPID+"file.sock") // not a socket: not ours
 	if err := os.WriteFile(keep, nil, 0o600); err != nil {
@@ -355,7 +358,7 @@ func TestSocketsOfTheDead(t *testing.T) {
 			t.Errorf("%s is still there (%v)", filepath.Base(path), err)
 		}
 	}
-	for _, path := range []string{keep, s.Path()} {
+	for _, path := range []string{keep, fresh, s.Path()} {
 		if _, err := os.Lstat(path); err != nil {
 			t.Error(err)
 		}

@@ -23,7 +23,9 @@ var ErrDirectory = errors.New("unsafe runtime directory")
 const (
 	socketSuffix = ".sock"
 	newPrefix    = ".new-" // bound, not listening yet
-	newGrace     = time.Minute
+	// newGrace is far longer than a socket has its first name, and than a clock that is set
+	// forward by two hours makes it look.
+	newGrace     = 2*time.Hour + time.Minute
 	maxSockets   = 1024 // looked at in one directory
 	openAttempts = 10
 )
