@@ -100,14 +100,23 @@ func (r MigrationResult) err() error {
 		}
 		said = append(said, at+": "+no.Why)
 	}
-	msg := fmt.Sprintf("%s: %d %v, %d were: %s", r.Dataset, r.Refused, ErrMoveRefused, r.Moved, strings.Join(said, "; "))
+	msg := fmt.Sprintf("%s: %d of %d %v: %s", r.Dataset, r.Refused, r.Refused+r.Moved, ErrMoveRefused, strings.Join(said, "; "))
 	return temporal.NewApplicationErrorWithOptions(msg, errTypePermanent, temporal.ApplicationErrorOptions{NonRetryable: true, Details: []any{r}})
 }
 
-// moveRefusedError is ErrMoveRefused with the text of how the workflow ended.
-type moveRefusedError struct{ error }
+// moveRefusedError is ErrMoveRefused with what the workflow said at its end, and
+// without the names that Temporal puts around it.
+type moveRefusedError struct{ cause error }
 
-func (e *moveRefusedError) Unwrap() []error { return []error{ErrMoveRefused, e.error} }
+func (e *moveRefusedError) Error() string {
+	var app *temporal.ApplicationError
+	if errors.As(e.cause, &app) {
+		return app.Message()
+	}
+	return e.cause.Error()
+}
+
+func (e *moveRefusedError) Unwrap() []error { return []error{ErrMoveRefused, e.cause} }
 
 // refusedBy returns what a migration that ended with err has left; ok is false if
 // it ended for another reason.

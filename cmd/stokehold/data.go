@@ -53,6 +53,20 @@ func (a *app) withData(cmd *cobra.Command, f func(context.Context, dataSystem) e
 	return f(cmd.Context(), d)
 }
 
+// withDataset is withData for commands about one dataset, which must exist.
+func (a *app) withDataset(cmd *cobra.Command, name string, f func(context.Context, dataSystem, tiers.Head) error) error {
+	return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		head, err := d.Head(ctx, name)
+		if errors.Is(err, tiers.ErrNotFound) {
+			return fmt.Errorf("no dataset %q: 'stokehold data ls' lists them", name)
+		}
+		if err != nil {
+			return err
+		}
+		return f(ctx, d, head)
+	})
+}
+
 // span is the range of batches that a command is about.
 type span struct{ from, to *uint64 }
 
@@ -61,6 +75,14 @@ func spanFlags(cmd *cobra.Command) span {
 		cmd.Flags().Uint64("from", 0, "first `batch`"),
 		cmd.Flags().Uint64("to", 0, "`batch` before which to end (default: the dataset's end)"),
 	}
+}
+
+// check refuses a range without batches.
+func (s span) check(cmd *cobra.Command) error {
+	if *s.from >= s.end() {
+		return usagef("%s: --from %d --to %d: want a range with batches in it; --to is the one before which to end", cmd.CommandPath(), *s.from, *s.to)
+	}
+	return nil
 }
 
 func (s span) end() uint64 {
@@ -132,7 +154,10 @@ func (a *app) dataShow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			pins, err := d.Pins(ctx, args[0])
 			if err != nil {
 				return err
@@ -178,7 +203,10 @@ func (a *app) dataVerify() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			left := 0
 			v, err := d.Verify(ctx, args[0], *s.from, s.end(), *repair, func(f tiers.CopyFault) {
 				state := "healed"
@@ -259,7 +287,10 @@ func (a *app) dataPin() *cobra.Command {
 	hold := cmd.Flags().Bool("hold", false, "a legal hold: they do not expire either, whatever a policy says")
 	reason := cmd.Flags().String("reason", "", "why, in `words`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			p := tiers.Pin{From: *s.from, To: s.end(), Hold: *hold, Reason: *reason, At: a.env.Now().UTC()}
 			if err := d.Pin(ctx, args[0], p); err != nil {
 				return err
@@ -276,7 +307,10 @@ func (a *app) dataUnpin() *cobra.Command {
 	s := spanFlags(cmd)
 	hold := cmd.Flags().Bool("hold", false, "remove legal holds instead")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			n, err := d.Unpin(ctx, args[0], *s.from, s.end(), *hold)
 			if err == nil {
 				fmt.Fprintf(a.env.Out, "%s removed\n", plural(n, "pin", "pins"))
@@ -318,17 +352,19 @@ func (a *app) dataMove() *cobra.Command {
 		if tier != arrowio.Cold && tier != arrowio.Warm || tier == arrowio.Warm && *evict || *grace < 0 {
 			return usagef("%s: --tier %q, --evict=%t, --grace %v: want cold, which may evict, or warm, and a grace that is not negative", cmd.CommandPath(), *to, *evict, *grace)
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
-			head, err := d.Head(ctx, args[0])
-			if err != nil {
-				return err
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, head tiers.Head) error {
+			if *s.from >= head.Next {
+				return fmt.Errorf("%s has %s: there is none from %d on", args[0], plural(int(head.Next), "batch", "batches"), *s.from) //nolint:gosec // a count of batches
 			}
 			m := workflows.Migration{Dataset: args[0], From: *s.from, To: min(s.end(), head.Next), Evict: *evict, Reason: "stokehold data move"}
 			if tier == arrowio.Warm {
 				m.Tier = tier
 			}
 			if *evict {
-				m.Grace = *grace
+				m.Grace = max(*grace, 1) // 0 there is the default
 			}
 			id, err := d.Migrate(ctx, m)
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stokehold/stokehold/cmd/internal/report"
 	"github.com/stokehold/stokehold/governance/label"
+	"github.com/stokehold/stokehold/tiers"
 )
 
 // dataLabel only adds: taking off is another command, and another right.
@@ -23,7 +24,7 @@ func (a *app) dataLabel() *cobra.Command {
 		if err != nil {
 			return usagef("%s: %v", cmd.CommandPath(), err)
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			if err := d.AddLabels(ctx, args[0], set); err != nil {
 				return err
 			}
@@ -45,7 +46,7 @@ func (a *app) dataDeclassify() *cobra.Command {
 		if err := off.Check(); err != nil {
 			return usagef("%s: %v", cmd.CommandPath(), err)
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			actor, err := d.Whoami(ctx)
 			if err != nil {
 				return err

@@ -103,7 +103,7 @@ func TestDataLabels(t *testing.T) {
 		{[]string{"label", "patients", "residency:eu", "pii:health"}, exitOK, "labels pii:health, residency:eu"},
 		{[]string{"label", "patients", "PII"}, exitUsage, `invalid label "PII"`},
 		{[]string{"label", "patients"}, exitUsage, "missing LABEL..."},
-		{[]string{"label", "nobody", "pii"}, exitFailure, "not found"},
+		{[]string{"label", "nobody", "pii"}, exitFailure, "no dataset"},
 		{[]string{"show", "patients"}, exitOK, "labels pii:health, residency:eu"},
 		{[]string{"ls"}, exitOK, "pii:health residency:eu"},
 		{[]string{"move", "patients"}, exitFailure, "the data may lie in eu only, not in us"},

@@ -152,7 +152,7 @@ func TestData(t *testing.T) {
 			t.Errorf("data %v: exit %d, %s", args, code, errs)
 		}
 	}
-	if _, errs, code := stokehold("show", "nosuch"); code != exitFailure || !strings.Contains(errs, "not found") {
+	if _, errs, code := stokehold("show", "nosuch"); code != exitFailure || !strings.Contains(errs, "no dataset \"nosuch\"") {
 		t.Errorf("show nosuch: exit %d, %s", code, errs)
 	}
 	out, _, _ := stokehold("show", "flights/labels", "-o", "json")

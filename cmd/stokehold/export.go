@@ -14,6 +14,7 @@ import (
 
 	"github.com/stokehold/stokehold/arrowio/parquet"
 	"github.com/stokehold/stokehold/cmd/internal/report"
+	"github.com/stokehold/stokehold/tiers"
 )
 
 const (
@@ -37,9 +38,12 @@ func (a *app) dataExport() *cobra.Command {
 			format = map[string]string{".parquet": asParquet, ".arrow": asArrow, ".feather": asArrow}[filepath.Ext(args[1])]
 		}
 		if format != asParquet && format != asArrow {
-			return usagef("%s: --as %q for %s: want parquet or arrow", cmd.CommandPath(), *as, args[1])
+			return usagef("%s: --as %q for %s: want parquet or arrow, or a file that ends in .parquet or .arrow", cmd.CommandPath(), *as, args[1])
 		}
-		return a.withData(cmd, func(ctx context.Context, d dataSystem) error {
+		if err := s.check(cmd); err != nil {
+			return err
+		}
+		return a.withDataset(cmd, args[0], func(ctx context.Context, d dataSystem, _ tiers.Head) error {
 			return a.export(ctx, d, args[0], *s.from, s.end(), format, args[1])
 		})
 	}
@@ -50,7 +54,11 @@ func (a *app) dataExport() *cobra.Command {
 func (a *app) export(ctx context.Context, d dataSystem, dataset string, from, to uint64, format, path string) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".export-*")
 	if err != nil {
-		return err
+		var at *os.PathError // which names a file that nobody asked for
+		if errors.As(err, &at) {
+			err = at.Err
+		}
+		return fmt.Errorf("cannot write to directory %s: %w: choose one that exists and that you may write to", filepath.Dir(path), err)
 	}
 	defer func() {
 		if err != nil {

@@ -32,6 +32,7 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"stokehold": main,
+		"fill":      fill,
 		"played": func() {
 			env := process()
 			if os.Getenv("PLAYED_NOW") != "" {
