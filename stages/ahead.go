@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/stokehold/stokehold/arrowio"
@@ -36,7 +35,8 @@ type readAhead struct {
 	once      sync.Once
 	budget    *prefetch.Budget
 	stats     prefetch.Stats
-	preparing sync.Map // RUN/STAGE/INPUT of stages that have not begun
+	preparing sync.Map      // RUN/STAGE/INPUT of stages that have not begun
+	stuck     time.Duration // see stuckAfter; 0: that
 }
 
 // ReadAhead counts what reading ahead has achieved for all stages of this process.
@@ -204,23 +204,4 @@ func (s *epochStore) OpenBatch(ctx context.Context, ref arrowio.Ref, toArena boo
 	}
 	s.d.count(func(n *DataStats) { n.BatchesIn++ })
 	return b, nil
-}
-
-// lent counts the batches that a child has.
-type lent struct {
-	begun time.Time
-	out   atomic.Int64
-	empty atomic.Int64 // when the last came back, after begun
-}
-
-func (l *lent) took() { l.out.Add(1) }
-
-func (l *lent) gave() {
-	l.empty.Store(int64(time.Since(l.begun)))
-	l.out.Add(-1)
-}
-
-// starved implements prefetch.Config.Starved.
-func (l *lent) starved() (since time.Time, ok bool) {
-	return l.begun.Add(time.Duration(l.empty.Load())), l.out.Load() == 0
 }

@@ -8,7 +8,6 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
 
@@ -182,6 +181,7 @@ func (d *childDriver) finish() error {
 // runInChild runs the attempt in another process: its inputs are leased to the
 // child, its outputs are adopted as they are.
 func (d *runDriver) runInChild(ctx context.Context, pool *worker.Pool) error {
+	d.lending = newLending(d.rt.Store.ArenaSize(), d.rt.ahead.stuck)
 	params, err := json.Marshal(childJob{Assignment: d.a, Checkpoint: d.hooks.Previous.Checkpoint, Written: d.hooks.Previous.Written})
 	if err != nil {
 		return Permanent(err)
@@ -326,8 +326,9 @@ func notes(r *Result) map[string]string {
 // lend leases the batches of an input for the child.
 func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) iter.Seq2[worker.InputBatch, error] {
 	return func(yield func(worker.InputBatch, error) bool) {
-		out := &lent{begun: time.Now()}
-		for b, err := range d.batches(ctx, dataset, from, to, out.starved) {
+		out := d.lending.input()
+		defer out.end()
+		for b, err := range d.batches(tiers.WithWaiter(ctx, out.waits), dataset, from, to, out.starved) {
 			if err != nil {
 				yield(worker.InputBatch{}, err)
 				return
@@ -343,10 +344,12 @@ func (d *runDriver) lend(ctx context.Context, dataset string, from, to uint64) i
 				s.Leased++
 				s.BodyBytes += b.Ref.BodyBytes
 			})
-			out.took()
-			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes, Released: out.gave}, nil) {
+			bytes := lease.Handle().Length
+			out.took(bytes)
+			if !yield(worker.InputBatch{Sequence: b.Ref.Sequence, Lease: lease, BodyBytes: b.Ref.BodyBytes, Released: func() { out.back(bytes) }}, nil) {
 				return
 			}
+			out.room(ctx, bytes)
 		}
 	}
 }

@@ -36,6 +36,7 @@ type runDriver struct {
 	// declared is the schema that the stage says its output has; nil: it says none.
 	declared *arrow.Schema
 	ahead    *prefetch.Stats
+	lending  *lending // to a child; nil: there is none
 
 	mu       sync.Mutex // guards what Progress reads, and use
 	result   Result

@@ -56,7 +56,22 @@ func (h *hot) loanAs(ctx context.Context, bytes int64, use arenaUse) (*shm.Loan,
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return loan, err
 		}
+		if waits, ok := ctx.Value(waiterKey{}).(func(int64) error); ok {
+			if err := waits(bytes); err != nil {
+				return nil, err
+			}
+		}
 	}
+}
+
+// waiterKey is the context's key of a func(need int64) error.
+type waiterKey struct{}
+
+// WithWaiter has waits asked again and again while a batch that is opened under the
+// context waits for that many bytes of the arena: an error of it ends the waiting. For
+// callers that know when the room can't come, since they hold it themselves.
+func WithWaiter(ctx context.Context, waits func(need int64) error) context.Context {
+	return context.WithValue(ctx, waiterKey{}, waits)
 }
 
 // relief is who can give back leases that they could do without.

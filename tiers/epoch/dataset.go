@@ -39,8 +39,9 @@ type Config struct {
 	From, To  uint64 // sequences From..To-1 of the dataset; To 0: all that there are now
 	Workers   int    // default 1
 	Worker    int    // which of them this is, from 0
-	Prefetch  prefetch.Config
-	Stats     *prefetch.Stats // counts what Dataset.Stats does of reading ahead, for several datasets; nil: nobody wants to know
+	// Prefetch bounds reading ahead of each loop; its defaults are 32 batches and 512 MiB.
+	Prefetch prefetch.Config
+	Stats    *prefetch.Stats // counts what Dataset.Stats does of reading ahead, for several datasets; nil: nobody wants to know
 	// Allocator takes the batches that are put together from several; default the Go
 	// heap.
 	Allocator memory.Allocator

@@ -23,6 +23,16 @@
 // not in its epochs. Positions carry that, so that an epoch taken up again is the
 // one that was left.
 //
+// # Reading ahead
+//
+// It takes a *tiers.Store and nothing else: a loop reads ahead in its order, announces
+// where it is (tiers.Store.Announce), and sees a batch without the columns that
+// governance takes out, in a program of one's own as in a stage (stages.Task.Epochs). Of
+// what a stage brings besides, a program does without, or for itself: a bound for all
+// loops of the process together (Config.Prefetch.Budget; each has 32 batches and
+// 512 MiB of its own), labels of what is read on what is written (tiers.Head.Labels), and
+// checkpoints (Batch.Next).
+//
 // # Copies
 //
 // A batch whose rows lie in one stored batch is a slice of it, in place. One that
