@@ -51,10 +51,11 @@ func coldKey(loc arrowio.Location) (string, error) {
 	return objectPrefix + loc.SHA256[:2] + "/" + loc.SHA256 + ext, err
 }
 
-// coldCopies is the cold tier as one that copies are written to.
-type coldCopies struct{ s *Store }
+// coldDriver is the object store.
+type coldDriver struct{ s *Store }
 
-func (c coldCopies) write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {
+// Write implements Driver. The store's catalog must own the object store.
+func (c coldDriver) Write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {
 	raw, codec, err := encodeCold(rec, c.s.coldCodec)
 	if err != nil {
 		return arrowio.Location{}, err
@@ -74,8 +75,24 @@ func (c coldCopies) write(ctx context.Context, _ arrowio.Ref, rec arrow.RecordBa
 	return loc, nil
 }
 
-func (c coldCopies) read(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error) {
+// Read implements Driver.
+func (c coldDriver) Read(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error) {
 	return c.s.readCold(ctx, ref, loc)
+}
+
+// Remove implements Driver.
+func (c coldDriver) Remove(ctx context.Context, _ arrowio.Ref, loc arrowio.Location) error {
+	key, err := coldKey(loc)
+	if err != nil {
+		return err
+	}
+	if err := c.s.ownCold(ctx, true); err != nil {
+		return err
+	}
+	if err := c.s.cold.Delete(ctx, key); err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return nil
 }
 
 // encodeCold makes the object of a batch: of that codec, and as Arrow IPC if Parquet

@@ -13,47 +13,6 @@ import (
 	"github.com/stokehold/stokehold/events"
 )
 
-// copies is a tier that copies of committed batches are written to.
-type copies interface {
-	// write returns once the copy is as durable as the tier makes it.
-	write(ctx context.Context, ref arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error)
-	// read returns the copy, whose SHA-256 is verified; the caller releases it.
-	read(ctx context.Context, ref arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error)
-}
-
-func (s *Store) copiesOf(t arrowio.Tier) (copies, bool) {
-	switch {
-	case t == arrowio.Warm:
-		return warmCopies{s}, true
-	case t == arrowio.Cold && s.cold != nil:
-		return coldCopies{s}, true
-	}
-	return nil, false
-}
-
-type warmCopies struct{ s *Store }
-
-func (c warmCopies) write(ctx context.Context, ref arrowio.Ref, rec arrow.RecordBatch) (arrowio.Location, error) {
-	frame, err := arrowio.Prepare(rec)
-	if err != nil {
-		return arrowio.Location{}, err
-	}
-	file, err := c.s.warm.stage(ctx, ref.Dataset, ref.Sequence, frame)
-	if err != nil {
-		return arrowio.Location{}, err
-	}
-	defer file.discard()
-	return file.location, file.commit()
-}
-
-func (c warmCopies) read(_ context.Context, ref arrowio.Ref, loc arrowio.Location) (arrow.RecordBatch, error) {
-	data, release, err := c.s.warm.open(ref, loc)
-	if err != nil {
-		return nil, err
-	}
-	return c.s.decoders.For(ref.Dataset).Decode(data, release)
-}
-
 // moves bounds what migrations take of the machine.
 type moves struct {
 	gate  chan struct{}
@@ -138,7 +97,7 @@ func (s *Store) heal(ctx context.Context, ref arrowio.Ref, d damage, rec arrow.R
 		return false, nil // moved away, or repaired by another
 	}
 	var healErr error
-	if to, ok := s.copiesOf(d.loc.Tier); ok && rec != nil {
+	if to, ok := s.durable(d.loc.Tier); ok && rec != nil {
 		healErr = s.rewrite(ctx, e.Ref, d.loc, to, rec)
 		healed = healErr == nil
 	}
@@ -154,12 +113,12 @@ func (s *Store) heal(ctx context.Context, ref arrowio.Ref, d damage, rec arrow.R
 	return healed, errors.Join(healErr, err)
 }
 
-func (s *Store) rewrite(ctx context.Context, ref arrowio.Ref, old arrowio.Location, to copies, rec arrow.RecordBatch) error {
-	loc, err := to.write(ctx, ref, rec)
+func (s *Store) rewrite(ctx context.Context, ref arrowio.Ref, old arrowio.Location, to Driver, rec arrow.RecordBatch) error {
+	loc, err := to.Write(ctx, ref, rec)
 	if err != nil {
 		return err
 	}
-	back, err := to.read(ctx, ref, loc)
+	back, err := to.Read(ctx, ref, loc)
 	if err != nil {
 		return err
 	}

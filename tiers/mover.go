@@ -16,7 +16,7 @@ import (
 type mover struct {
 	*Store
 	m        Migration
-	to       copies
+	to       Driver
 	key      string // of the migration's record
 	have     *Batch // the batch, read already; nil: it is read from where it is
 	otherKey string // of that in the other direction
@@ -27,9 +27,9 @@ func (s *Store) mover(m Migration) (*mover, error) {
 	if err != nil {
 		return nil, err
 	}
-	mv := &mover{Store: s, m: m, to: coldCopies{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
+	mv := &mover{Store: s, m: m, to: coldDriver{s}, key: moveKey(name, m.Sequence), otherKey: moveKey(name, m.Sequence) + ".warm"}
 	if m.target() == arrowio.Warm {
-		mv.to, mv.key, mv.otherKey = warmCopies{s}, mv.otherKey, mv.key
+		mv.to, mv.key, mv.otherKey = warmDriver{s}, mv.otherKey, mv.key
 	}
 	return mv, nil
 }
@@ -197,7 +197,7 @@ func (mv *mover) copy(ctx context.Context, rec moveRecord) (moveRecord, error) {
 		return rec, err
 	}
 	defer done()
-	loc, err := mv.to.write(ctx, src.Ref, src.Record)
+	loc, err := mv.to.Write(ctx, src.Ref, src.Record)
 	if err != nil {
 		return rec, err
 	}
@@ -247,7 +247,7 @@ func (mv *mover) verify(ctx context.Context, rec moveRecord) (moveRecord, error)
 		return rec, err
 	}
 	defer done()
-	back, err := mv.to.read(ctx, src.Ref, rec.Object)
+	back, err := mv.to.Read(ctx, src.Ref, rec.Object)
 	if err != nil {
 		return mv.again(ctx, rec, err)
 	}

@@ -72,12 +72,12 @@ func (s *Store) verifyBatch(ctx context.Context, ref arrowio.Ref, repair bool, v
 	}()
 	var bad []damage
 	for _, l := range ref.Locations {
-		c, ok := s.copiesOf(l.Tier)
+		c, ok := s.durable(l.Tier)
 		if !ok {
 			continue
 		}
 		v.Copies++
-		rec, err := c.read(ctx, ref, l)
+		rec, err := c.Read(ctx, ref, l)
 		if err == nil {
 			var b *Batch
 			if b, err = s.checked(&Batch{Ref: ref, Record: rec, Tier: l.Tier}); err == nil {

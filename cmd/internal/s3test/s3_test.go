@@ -101,7 +101,7 @@ func TestDriver(t *testing.T) {
 
 // moves takes one batch from shared memory to the gateway and back.
 func moves(t *testing.T, e devstack.Endpoints, cold tiers.ObjectStore) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	nc, err := nats.Connect(e.NATSURL, nats.UserInfo(e.NATSUser, e.NATSPassword.Reveal()))
 	if err != nil {
@@ -126,6 +126,13 @@ func moves(t *testing.T, e devstack.Endpoints, cold tiers.ObjectStore) {
 			t.Error(err)
 		}
 	}()
+	driver, ok := store.Driver(arrowio.Cold)
+	if !ok {
+		t.Fatal("no driver of the cold tier")
+	}
+	tierstest.RunDriver(t, func(*testing.T) tierstest.Subject {
+		return tierstest.Subject{Driver: driver, Tier: arrowio.Cold} // what is on the gateway's disk is not ours to damage
+	})
 	schema := arrow.NewSchema([]arrow.Field{{Name: "delay", Type: arrow.PrimitiveTypes.Float64, Nullable: true}}, nil)
 	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
 	defer b.Release()
