@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"unsafe"
 
@@ -221,8 +222,20 @@ func (r *region) Allocate(size int) []byte {
 	if b == nil {
 		return memory.NewGoAllocator().Allocate(size)
 	}
-	clear(b)
+	wipe(b)
 	return b
+}
+
+// wipe clears memory, and yields on the way: 16 MiB in one piece take 1.5 ms in which
+// the processor is nobody else's.
+func wipe(b []byte) {
+	const piece = 1 << 20
+	for len(b) > piece {
+		clear(b[:piece])
+		b = b[piece:]
+		runtime.Gosched()
+	}
+	clear(b)
 }
 
 // take returns memory as it is, or nil. Callers hold mu.

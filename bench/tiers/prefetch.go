@@ -98,7 +98,7 @@ func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
 		if b.Record.NumRows() != coldBytes/8 {
 			return fmt.Errorf("a batch of %d rows", b.Record.NumRows())
 		}
-		if err := accelerate(); err != nil {
+		if err := wait(compute); err != nil {
 			return err
 		}
 		done = time.Now()
@@ -112,12 +112,12 @@ func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
 	return nil
 }
 
-// accelerate stands for the accelerator's work on a batch: it leaves the processors
-// alone, and a thread that waits for it in the driver is woken by the kernel. Go's own
+// wait stands for the accelerator's work on a batch, or the link's: it leaves the
+// processors alone, and a thread that waits for it in the kernel is woken. Go's own
 // timers would be late by up to a millisecond on an idle machine, since the runtime
 // waits for them in whole ones.
-func accelerate() error {
-	left := unix.NsecToTimespec(int64(compute))
+func wait(d time.Duration) error {
+	left := unix.NsecToTimespec(int64(max(d, 0)))
 	for {
 		err := unix.Nanosleep(&left, &left)
 		if !errors.Is(err, unix.EINTR) {
@@ -255,24 +255,37 @@ func (c *coldDataset) close() {
 // batch, and lets one object through at a time.
 type link struct {
 	*objectdir.Store
-	wire sync.Mutex
+
+	mu   sync.Mutex
+	free time.Time // when what was asked for has come through
 }
 
-func (l *link) pass() {
-	l.wire.Lock()
-	defer l.wire.Unlock()
-	<-time.After(linkTime)
+// pass waits until an object has come through. Those that wait for the link follow one
+// another without a gap, however late their callers are woken.
+func (l *link) pass() error {
+	l.mu.Lock()
+	if now := time.Now(); l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(linkTime)
+	mine := l.free
+	l.mu.Unlock()
+	return wait(time.Until(mine))
 }
 
 // Get implements tiers.ObjectStore.
 func (l *link) Get(ctx context.Context, key string) ([]byte, error) {
-	l.pass()
+	if err := l.pass(); err != nil {
+		return nil, err
+	}
 	return l.Store.Get(ctx, key)
 }
 
 // Fill implements tiers.Filler.
 func (l *link) Fill(ctx context.Context, key string, dst []byte, sum hash.Hash) (int, error) {
-	l.pass()
+	if err := l.pass(); err != nil {
+		return 0, err
+	}
 	return l.Store.Fill(ctx, key, dst, sum)
 }
 
