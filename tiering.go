@@ -152,13 +152,13 @@ func (a *App) durable() bool {
 }
 
 // evict starts the migration of a task by watermarks.
-func (a *App) evict(ctx context.Context, t policy.Task) (wait func(context.Context) error, err error) {
+func (a *App) evict(ctx context.Context, t policy.Task) (wait func(context.Context, func()) error, err error) {
 	id, err := a.Migrate(ctx, workflows.TierMigration(t, a.cfg.Tiers.Grace))
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) error {
-		_, err := workflows.MigrationOutcome(ctx, a.Temporal, id)
+	return func(ctx context.Context, parked func()) error {
+		_, err := workflows.AwaitMigration(ctx, a.Temporal, id, func(string) { parked() })
 		if errors.Is(err, workflows.ErrMoveRefused) {
 			return &policy.RefusedError{Parts: workflows.RefusedTasks(t, err), Err: err}
 		}

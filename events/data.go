@@ -184,6 +184,19 @@ type TierMoved struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// TierMigrationRequested is the data of TypeMigrationRequested.
+type TierMigrationRequested struct {
+	Dataset string   `json:"dataset"`
+	First   int64    `json:"first"`   // sequence of the first batch
+	Batches int64    `json:"batches"` // how many from there on, at most
+	From    string   `json:"from"`    // tier
+	To      string   `json:"to"`      // tier
+	Evict   bool     `json:"evict,omitempty"`
+	Labels  []string `json:"labels,omitempty"` // of the dataset
+	Reason  string   `json:"reason,omitempty"` // a person's, or TIERPOLICY/RULE
+	Place   *Place   `json:"place,omitempty"`  // where To is; absent: not known
+}
+
 // TierMoveRequested is the data of TypeTierMoveRequested.
 type TierMoveRequested struct {
 	Dataset  string   `json:"dataset"`

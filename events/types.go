@@ -23,6 +23,8 @@ const (
 	TypeModelPromoted      = "model.promoted"
 	TypeModelAliased       = "model.aliased"
 	TypeModelRefused       = "model.refused"
+	// TypeMigrationRequested is of a whole range, TypeTierMoveRequested of each batch.
+	TypeMigrationRequested = "tier.migration.requested"
 	TypeTierMoveRequested  = "tier.move.requested"
 	TypeTierMoved          = "tier.moved"
 	TypeTierCopyDamaged    = "tier.copy.damaged"
@@ -66,6 +68,7 @@ func standardTypes() []Type {
 		{TypeModelPromoted, "A version became the champion", model, "models", ModelPromoted{}},
 		{TypeModelAliased, "An alias other than champion points to a new version", model, "models", ModelPromoted{}},
 		{TypeModelRefused, "A challenger was refused and kept", model, "stages/deploy", ModelRefused{}},
+		{TypeMigrationRequested, "A migration of a range of batches is about to begin; judging it is the gate, and the migration waits for approvals", dataset, "tiers", TierMigrationRequested{}},
 		{TypeTierMoveRequested, "A batch is about to be copied to another tier; judging it is the gate", dataset, "tiers", TierMoveRequested{}},
 		{TypeTierCopyDamaged, "A copy of a batch was found damaged or missing", dataset, "tiers", TierCopyDamaged{}},
 		{TypeBatchExpired, "Batches are removed because their time is over", dataset, "tiers", BatchExpired{}},

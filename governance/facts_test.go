@@ -42,6 +42,8 @@ func TestFactsThatEventsCarry(t *testing.T) {
 			`batch.dataset == 'flights' && batch.sequence == 4 && batch.rows == 100 && batch.bytes == 800 && batch.tier == 'hot' && ref.tier(batch.uri) == 'hot' && dataset.name == 'flights' && dataset.fingerprint == 'f'`, ""},
 		{events.TypeBatchPublished, events.BatchPublished{}, `batch.labels.any('pii') && batch.labels.values('residency') == ['eu'] && dataset.labels.any(['x', 'res*'])`, ""},
 		{events.TypeBatchPublished, events.BatchPublished{}, `batch.columns.size() > 0`, `missing field: the fact batch has no field "columns"; where it may be absent write .?columns.orValue(...) or has()`},
+		{events.TypeMigrationRequested, events.TierMigrationRequested{Dataset: "flights", Batches: 3, To: "cold", Place: &events.Place{Region: "eu", PII: []string{"*"}}}, `dataset.name == 'flights' && data.batches == 3`, ""},
+		{events.TypeTierMoveRequested, events.TierMoveRequested{Dataset: "flights", Sequence: 4, From: "warm", To: "cold", Bytes: 7, Place: &events.Place{Region: "eu", PII: []string{"*"}}}, `batch.tier == 'warm' && batch.sequence == 4 && dataset.name == 'flights'`, ""},
 		{events.TypeTierMoved, events.TierMoved{Dataset: "flights", To: "cold", Bytes: 7}, `batch.tier == 'cold' && batch.bytes == 7 && !has(batch.rows)`, ""},
 		{events.TypeDatasetSealed, events.DatasetSealed{Dataset: "flights", Batches: 2, Rows: 9}, `dataset.sealed && dataset.rows == 9 && dataset.batches == 2 && dataset.name == 'flights'`, ""},
 		{events.TypePromotionRequested, promotion, `model.version == 'v2' && champion.version == 'v1' && model.metrics.logloss < champion.metrics.logloss - 0.01 && model.rows == champion.rows && model.run == 'run-7'`, ""},

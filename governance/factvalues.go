@@ -209,6 +209,13 @@ var extractors = map[string]func(x *extracted, raw []byte) error{ //nolint:goche
 		}
 		x.dataset = Dataset{Name: d.Dataset, Fingerprint: d.Fingerprint}
 	}),
+	events.TypeMigrationRequested: extractor(func(x *extracted, d *events.TierMigrationRequested) {
+		x.dataset = Dataset{Name: d.Dataset}
+	}),
+	events.TypeTierMoveRequested: extractor(func(x *extracted, d *events.TierMoveRequested) {
+		x.batch = Batch{Dataset: d.Dataset, Sequence: &d.Sequence, Bytes: &d.Bytes, Tier: d.From}
+		x.dataset = Dataset{Name: d.Dataset}
+	}),
 	events.TypeTierMoved: extractor(func(x *extracted, d *events.TierMoved) {
 		x.batch = Batch{Dataset: d.Dataset, Sequence: &d.Sequence, Bytes: &d.Bytes, Tier: d.To}
 		x.dataset = Dataset{Name: d.Dataset}

@@ -48,7 +48,7 @@ func byLabels(d *Decision, labels string, data []byte) bool {
 	switch d.Type {
 	case events.TypePromotionRequested, events.TypeModelPromoted:
 		purpose = label.Serve
-	case events.TypeTierMoveRequested, events.TypeModelRegistered:
+	case events.TypeMigrationRequested, events.TypeTierMoveRequested, events.TypeModelRegistered:
 	default:
 		return false
 	}
@@ -64,6 +64,8 @@ func byLabels(d *Decision, labels string, data []byte) bool {
 	}
 	place, what := to.Place, "the model's service"
 	switch d.Type {
+	case events.TypeMigrationRequested:
+		what = "the migration"
 	case events.TypeTierMoveRequested:
 		what = "the move"
 	case events.TypeModelRegistered:

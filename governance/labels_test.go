@@ -34,6 +34,8 @@ func TestLabelsForbidWithoutPolicies(t *testing.T) {
 		data              any
 		code              string // of the denial; "": allowed
 	}{
+		{"a migration out of the region", events.TypeMigrationRequested, "residency:us", events.TierMigrationRequested{Dataset: "d", From: "warm", To: "cold", Place: eu}, governance.CodeResidency},
+		{"a migration within the region", events.TypeMigrationRequested, "residency:eu", events.TierMigrationRequested{Dataset: "d", From: "warm", To: "cold", Place: eu}, ""},
 		{"a move of unlabelled data", events.TypeTierMoveRequested, "", move(nil), ""},
 		{"a move within the region", events.TypeTierMoveRequested, "residency:eu,pii:contact", move(eu), ""},
 		{"a move out of the region", events.TypeTierMoveRequested, "residency:us", move(eu), governance.CodeResidency},

@@ -38,6 +38,7 @@ const (
 	LintUnused      = "unused"      // a variable or parameter that nothing reads
 	LintUnbound     = "unbound"     // a parameter without a value: what reads it fails
 	LintRoute       = "route"       // a route that nothing follows, or that is refused
+	LintApproval    = "approval"    // an approval that nobody is asked for
 )
 
 // Lint returns what is probably not meant in a set, in the order of policies and
@@ -153,6 +154,7 @@ func (l *linter) rule(p *policy, r *rule, always *rule) {
 		l.warn(p, r, r.spec.line, LintUnreachable, "the rule never decides: rule %s denies every event", always.name)
 	}
 	l.route(p, r)
+	l.approval(p, r)
 	key := p.name
 	if own := readsOwn(r.check); !own {
 		key = fmt.Sprintf("%q", p.spec.Match) // anywhere else it would say the same
@@ -180,6 +182,23 @@ func (l *linter) route(p *policy, r *rule) {
 		l.warn(p, r, r.spec.line, LintRoute, "a batch is refused that is routed to workers or a region: route %s", events.TypeStageStarted)
 	case (to.Tier != "" || to.Pipeline != "") && only && of(events.TypeStageStarted):
 		l.warn(p, r, r.spec.line, LintRoute, "a stage is refused that is routed to a tier or a pipeline")
+	}
+}
+
+// approval warns of approvals of events that are refused rather than wait: of a move,
+// each batch and each attempt is an event of its own, and nobody could answer them all.
+func (l *linter) approval(p *policy, r *rule) {
+	if r.action != actionApproval {
+		return
+	}
+	for _, typ := range []string{events.TypeTierMoveRequested, events.TypeTierMoved} {
+		named := slices.ContainsFunc(p.spec.Match.Types, func(pattern string) bool {
+			return strings.Trim(pattern, "*") != "" && matchAny([]string{pattern}, typ)
+		})
+		if named {
+			l.warn(p, r, r.spec.line, LintApproval, "nobody is asked about %s, which is refused instead: each batch is an event of its own; match %s, which is one for a whole range", typ, events.TypeMigrationRequested)
+			return
+		}
 	}
 }
 

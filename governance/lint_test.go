@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 )
 
@@ -120,4 +121,30 @@ spec:
 		fmt.Println(w)
 	}
 	// Output: gate.yaml:7: policy gate: rule good: rule gate/better says the same [duplicate]
+}
+
+// An approval of each batch's move is one that nobody could give.
+func TestLintApprovals(t *testing.T) {
+	types, err := events.NewRegistry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for match, warned := range map[string]bool{
+		"tier.move.requested": true, "tier.*": true, "tier.moved": true, "tier.migration.requested": false, "tier.migration.*": false, "*": false,
+	} {
+		set, err := governance.Load(governance.Options{Types: types}, governance.Source{Name: "a.yaml", Data: []byte(`apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: a}
+spec:
+  match: {types: ["` + match + `"]}
+  rules: [{name: ask, expression: "event.subject != 'z'", action: requireApproval}]
+`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := governance.Lint(set)
+		if (len(got) == 1 && got[0].Code == governance.LintApproval && strings.Contains(got[0].Msg, "match tier.migration.requested")) != warned || len(got) > 1 {
+			t.Errorf("%s: %v", match, got)
+		}
+	}
 }

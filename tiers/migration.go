@@ -216,23 +216,32 @@ func (s *Store) MigrateDataset(ctx context.Context, dataset string, from, to uin
 	return n, nil
 }
 
+// makes reports why this store makes no migration to that tier; nil: it does.
+func (s *Store) makes(to arrowio.Tier, evict bool) error {
+	switch {
+	case s.closed.Load():
+		return ErrClosed
+	case s.cold == nil:
+		return fmt.Errorf("%w: this store has no cold tier", ErrMigration)
+	case to != arrowio.Cold && to != arrowio.Warm:
+		return fmt.Errorf("%w: to tier %.40q", ErrMigration, to)
+	case to == arrowio.Warm && evict:
+		return fmt.Errorf("%w: a batch that is brought to the warm tier keeps its cold copy", ErrMigration)
+	}
+	if sync, ok := s.cold.(Syncer); evict && (!ok || !sync.Syncs()) {
+		return fmt.Errorf("%w: the warm copy of a batch stays beside %s", ErrNotDurable, s.cold.URI("batches"))
+	}
+	return nil
+}
+
 // moveStep is MoveStep; have is the batch where it was read already, else nil.
 func (s *Store) moveStep(ctx context.Context, m Migration, step Step, have *Batch) (MoveState, error) {
 	st := MoveState{Migration: m}
-	switch {
-	case s.closed.Load():
-		return st, ErrClosed
-	case s.cold == nil:
-		return st, fmt.Errorf("%w: this store has no cold tier", ErrMigration)
-	case m.target() != arrowio.Cold && m.target() != arrowio.Warm:
-		return st, fmt.Errorf("%w: to tier %.40q", ErrMigration, m.To)
-	case m.target() == arrowio.Warm && m.Evict:
-		return st, fmt.Errorf("%w: a batch that is brought to the warm tier keeps its cold copy", ErrMigration)
-	case slices.Index(Steps(), step) < 0:
+	if slices.Index(Steps(), step) < 0 {
 		return st, fmt.Errorf("%w: no step %q", ErrMigration, step)
 	}
-	if sync, ok := s.cold.(Syncer); m.Evict && (!ok || !sync.Syncs()) {
-		return st, fmt.Errorf("%w: the warm copy of a batch stays beside %s", ErrNotDurable, s.cold.URI("batches"))
+	if err := s.makes(m.target(), m.Evict); err != nil {
+		return st, err
 	}
 	mv, err := s.mover(m)
 	if err != nil {

@@ -97,10 +97,7 @@ func (mv *mover) intent(ctx context.Context, rec moveRecord) (moveRecord, error)
 	if err != nil {
 		return rec, err
 	}
-	from := arrowio.Warm
-	if mv.m.target() == arrowio.Warm {
-		from = arrowio.Cold
-	}
+	from := sourceTier(mv.m.target())
 	begun := mv.now().UTC()
 	ev, err := events.New(events.TypeTierMoveRequested, source, mv.m.Dataset,
 		fmt.Sprintf("%s/move/%s@%d", ref.ID(), mv.m.target(), begun.UnixNano()), begun, events.TierMoveRequested{

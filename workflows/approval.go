@@ -106,51 +106,64 @@ func (in *interpreter) park(ctx workflow.Context, s *stageRun) {
 
 // listen takes the signals of those who vote.
 func (in *interpreter) listen(ctx workflow.Context) {
-	if in.told != nil {
-		return
+	if in.told == nil {
+		in.told = listenForVotes(ctx)
 	}
-	in.told = map[string]int{}
-	root, _ := workflow.NewDisconnectedContext(ctx)
-	workflow.Go(root, func(ctx workflow.Context) {
-		votes := workflow.GetSignalChannel(ctx, approvalSignal)
-		for {
-			var id string
-			votes.Receive(ctx, &id)
-			in.told[id]++
-		}
-	})
 }
 
-// awaitPeople asks and waits until the approval is decided or expires. Whoever
-// votes sends a signal; a look from time to time covers those that are lost.
+// votes counts the signals of those who vote, by approval.
+type votes map[string]int
+
+// listenForVotes counts until the workflow ends.
+func listenForVotes(ctx workflow.Context) votes {
+	told := votes{}
+	root, _ := workflow.NewDisconnectedContext(ctx)
+	workflow.Go(root, func(ctx workflow.Context) {
+		signals := workflow.GetSignalChannel(ctx, approvalSignal)
+		for {
+			var id string
+			signals.Receive(ctx, &id)
+			told[id]++
+		}
+	})
+	return told
+}
+
 func (in *interpreter) awaitPeople(ctx workflow.Context, s *stageRun) (approvalState, error) {
-	id := s.wait.need.ID
-	heard := in.told[id]
-	err := workflow.ExecuteLocalActivity(local(ctx, clip("ask for approval "+id, 190)), askActivity, s.wait.need, in.run).Get(ctx, &s.wait.last)
+	return s.wait.awaitPeople(ctx, in.run, in.told, in.show)
+}
+
+// awaitPeople asks on behalf of the workflow of that id, and waits until the approval
+// is decided or expires. Whoever votes sends a signal; a look from time to time covers
+// those that are lost. show is called when there is news.
+func (w *approvalWait) awaitPeople(ctx workflow.Context, who string, told votes, show func(workflow.Context)) (approvalState, error) {
+	id := w.need.ID
+	heard := told[id]
+	err := workflow.ExecuteLocalActivity(local(ctx, clip("ask for approval "+id, 190)), askActivity, w.need, who).Get(ctx, &w.last)
 	if err != nil {
 		return approvalState{}, err
 	}
-	in.show(ctx)
-	for s.wait.last.State == approval.Pending {
-		until := lookEvery(s.wait.need.Expires)
-		if left := s.wait.last.Deadline.Add(2 * approval.DefaultSkew).Sub(workflow.Now(ctx)); left > 0 {
+	show(ctx)
+	for w.last.State == approval.Pending {
+		until := lookEvery(w.need.Expires)
+		if left := w.last.Deadline.Add(2 * approval.DefaultSkew).Sub(workflow.Now(ctx)); left > 0 {
 			until = min(until, left)
 		}
-		if _, err := workflow.AwaitWithTimeout(ctx, until, func() bool { return in.told[id] > heard }); err != nil {
+		if _, err := workflow.AwaitWithTimeout(ctx, until, func() bool { return told[id] > heard }); err != nil {
 			return approvalState{}, err
 		}
-		heard = in.told[id]
-		err := workflow.ExecuteLocalActivity(local(ctx, clip("look at approval "+id, 190)), settleActivity, id).Get(ctx, &s.wait.last)
+		heard = told[id]
+		err := workflow.ExecuteLocalActivity(local(ctx, clip("look at approval "+id, 190)), settleActivity, id).Get(ctx, &w.last)
 		var app *temporal.ApplicationError
 		switch {
 		case temporal.IsCanceledError(err), errors.As(err, &app) && app.NonRetryable():
 			return approvalState{}, err
-		case err != nil: // the bucket is away: people have time, and so has the run
+		case err != nil: // the bucket is away: people have time, and so has the workflow
 			workflow.GetLogger(ctx).Warn("the approval could not be looked at; again later", "approval", id, "error", err)
 		}
-		in.show(ctx)
+		show(ctx)
 	}
-	return s.wait.last, nil
+	return w.last, nil
 }
 
 // lookEvery makes about 500 looks of the longest wait, which keeps the history
@@ -223,22 +236,33 @@ func (in *interpreter) begin(ctx workflow.Context) error {
 	}
 }
 
-// mayWait reports whether an event of the run's own waits for people, and prepares
+// mayWait reports whether the event of the run's start waits for people, and prepares
 // that, as mayPark does for a stage.
 func (in *interpreter) mayWait(err error) bool {
+	start := in.start
+	if start == nil {
+		start = &stageRun{def: StageDef{Name: "the start of the run"}}
+	}
+	if !start.wait.begin(err) {
+		return false
+	}
+	in.start = start
+	return true
+}
+
+// begin reports whether err is of an event of the workflow's own that waits for
+// people, and prepares the wait.
+func (w *approvalWait) begin(err error) bool {
 	var app *temporal.ApplicationError
 	var d needDetail
 	if !errors.As(err, &app) || app.Type() != errTypeApproval || app.Details(&stageFailure{}, &d) != nil || d.Need.ID == "" {
 		return false
 	}
-	if in.start == nil {
-		in.start = &stageRun{def: StageDef{Name: "the start of the run"}}
-	}
-	if in.start.wait.parks >= maxParks || d.Need.ID == in.start.wait.need.ID {
+	if w.parks >= maxParks || d.Need.ID == w.need.ID {
 		return false
 	}
-	in.start.wait.parks++
-	in.start.wait.need = d.Need
+	w.parks++
+	w.need = d.Need
 	return true
 }
 
@@ -252,25 +276,29 @@ func (in *interpreter) waitingAttribute() temporal.SearchAttributeUpdate {
 // approvals says in the run's details what people are asked.
 func (in *interpreter) approvals(b *strings.Builder) {
 	for _, s := range in.waiters() {
-		if s.wait.parks == 0 {
-			continue
+		if s.wait.parks > 0 {
+			s.wait.tell(b, s.def.Name)
 		}
-		n, st := s.wait.need, s.wait.last
-		who := "anybody who may approve"
-		if len(n.Roles) > 0 {
-			who = "one of the roles " + strings.Join(n.Roles, ", ")
+	}
+}
+
+// tell says what people are asked on behalf of who.
+func (w *approvalWait) tell(b *strings.Builder, who string) {
+	n, st := w.need, w.last
+	whom := "anybody who may approve"
+	if len(n.Roles) > 0 {
+		whom = "one of the roles " + strings.Join(n.Roles, ", ")
+	}
+	fmt.Fprintf(b, "\n**%s** waited for %d to approve %s %s, with %s. Asks %s: %s\n\n", who, max(n.Quorum, 1), n.Type, n.Subject, whom, n.Policy, n.Reason)
+	switch st.State {
+	case approval.Approved, approval.Rejected, approval.Expired:
+		fmt.Fprintf(b, "Approval `%s` is %s: %s\n", n.ID, st.State, st.Reason)
+	default:
+		by := "nobody yet"
+		if len(st.By) > 0 {
+			by = strings.Join(st.By, ", ")
 		}
-		fmt.Fprintf(b, "\n**%s** waited for %d to approve %s %s, with %s. Asks %s: %s\n\n", s.def.Name, max(n.Quorum, 1), n.Type, n.Subject, who, n.Policy, n.Reason)
-		switch st.State {
-		case approval.Approved, approval.Rejected, approval.Expired:
-			fmt.Fprintf(b, "Approval `%s` is %s: %s\n", n.ID, st.State, st.Reason)
-		default:
-			by := "nobody yet"
-			if len(st.By) > 0 {
-				by = strings.Join(st.By, ", ")
-			}
-			fmt.Fprintf(b, "Approved by %s; until %s. `stokehold approve %s --reason ...` or `stokehold reject`\n", by, st.Deadline.UTC().Format(time.RFC3339), n.ID)
-		}
+		fmt.Fprintf(b, "Approved by %s; until %s. `stokehold approve %s --reason ...` or `stokehold reject`\n", by, st.Deadline.UTC().Format(time.RFC3339), n.ID)
 	}
 }
 

@@ -57,7 +57,7 @@ func TestMoveThatNeedsApprovalFailsAtOnce(t *testing.T) {
 	}}
 	env := environment(t, f)
 	env.ExecuteWorkflow(workflows.MigrateWorkflow, workflows.Migration{Dataset: "flights", To: 3})
-	if err := env.GetWorkflowError(); err == nil || !strings.Contains(err.Error(), "asks nobody for approval") || tried != 1 {
+	if err := env.GetWorkflowError(); err == nil || !strings.Contains(err.Error(), "let the rule be about tier.migration.requested") || tried != 1 {
 		t.Errorf("tried %d times: %v", tried, err)
 	}
 }

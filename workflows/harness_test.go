@@ -46,6 +46,9 @@ type fakes struct {
 	dropped   []tiers.Migration
 	held      int // how many drops find a reader
 	tiers     workflows.TierPlanner
+	asked     []tiers.MigrationRequest
+	judge     func(tiers.MigrationRequest) error // nil: migrations are allowed
+	approvals workflows.Approvals
 }
 
 func (f *fakes) Execute(ctx context.Context, _ stages.Stage, a stages.Assignment, h stages.Hooks) (stages.Result, error) {
@@ -151,6 +154,16 @@ func (f *fakes) DropBatch(_ context.Context, m tiers.Migration) error {
 	return nil
 }
 
+func (f *fakes) RequestMigration(_ context.Context, r tiers.MigrationRequest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, r)
+	if f.judge == nil {
+		return nil
+	}
+	return f.judge(r)
+}
+
 // types lists the types of the published events.
 func (f *fakes) types() []string {
 	f.mu.Lock()
@@ -199,7 +212,7 @@ func environment(t *testing.T, f *fakes, ds ...*workflows.Definition) *testsuite
 	env := suite.NewTestWorkflowEnvironment()
 	env.SetTestTimeout(time.Minute) // of real time without progress: machines may be slow
 	err := workflows.Register(env, workflows.WorkerConfig{
-		Client: f, Executor: f, Publisher: f, Aliases: f, Migrator: f, Tiers: f.tiers, Pipelines: ds, WithoutSearchAttributes: true,
+		Client: f, Executor: f, Publisher: f, Aliases: f, Migrator: f, Tiers: f.tiers, Approvals: f.approvals, Pipelines: ds, WithoutSearchAttributes: true,
 	})
 	if err != nil {
 		t.Fatal(err)

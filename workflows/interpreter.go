@@ -59,7 +59,7 @@ type interpreter struct {
 	stages []*stageRun
 	byName map[string]*stageRun // for lookups only: never ranged over
 	failed *stageRun            // that failed first
-	told   map[string]int       // signals by approval; nil: nothing waited for one yet
+	told   votes                // nil: nothing waited for one yet
 	raises *int                 // signals of raised budgets; likewise
 	start  *stageRun            // the run's start, where people must approve that; otherwise nil
 }

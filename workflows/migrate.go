@@ -63,7 +63,12 @@ type Migration struct {
 	// Grace is measured by the workers' monotonic clocks, as the sum of what attempts
 	// waited: a clock that is set does not shorten it. Default one minute.
 	Grace  time.Duration `json:"grace,omitempty"`
-	Reason string        `json:"reason,omitempty"` // told in tier.move.requested
+	Reason string        `json:"reason,omitempty"` // told in tier.migration.requested and tier.move.requested
+	// Actor is on whose behalf it is asked for, and cannot approve it; "": nobody's.
+	Actor string `json:"actor,omitempty"`
+	// Judged is the first of the executions that continue one another, where that had the
+	// migration judged. It is nothing that anybody could know before; leave it "".
+	Judged string `json:"judged,omitempty"`
 }
 
 // plain reports whether the migration is one that any Migrator makes.
@@ -143,6 +148,9 @@ func runMigrate(ctx workflow.Context, m Migration) (MigrationResult, error) {
 		},
 		Summary: clip("move batches of "+m.Dataset, 190),
 	})
+	if err := permit(ctx, &m); err != nil {
+		return MigrationResult{}, err
+	}
 	result := MigrationResult{m.Dataset, m.Moved, m.Refused, m.Refusals}
 	for chunks := 0; m.From < m.To; chunks++ {
 		if chunks == migrateChunks {
@@ -331,7 +339,7 @@ func migrateError(ctx context.Context, dataset string, seq uint64, err error) er
 	msg := fmt.Sprintf("%s#%d: %s", dataset, seq, clip(err.Error(), maxReasonBytes))
 	if errors.Is(err, events.ErrApprovalRequired) {
 		// Each attempt is a move of its own, and each batch: nobody could answer them all.
-		return temporal.NewNonRetryableApplicationError(msg+": a move of batches asks nobody for approval: deny it, or require the approval of the run or the event that leads to it", errTypePermanent, nil)
+		return temporal.NewNonRetryableApplicationError(msg+": the move of one batch asks nobody for approval: let the rule be about "+events.TypeMigrationRequested+", which is asked once for the whole range", errTypePermanent, nil)
 	}
 	if refusedMove(err) {
 		return temporal.NewNonRetryableApplicationError(msg, errTypePermanent, nil)

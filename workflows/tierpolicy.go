@@ -30,6 +30,8 @@ const TierPolicyWorkflow = "stokehold.tier-policies"
 const (
 	planTiersActivity  = "stokehold.plan-tiers"
 	expireTierActivity = "stokehold.expire-tier"
+	// migrationEndActivity looks at a migration that a pass did not wait for.
+	migrationEndActivity = "stokehold.migration-end"
 	// tierMoves is how many migrations of tier policies run at once. Store's own
 	// bounds (Config.MoveBytesPerSecond, MoveConcurrency) count for each besides.
 	tierMoves = 4
@@ -43,6 +45,13 @@ const (
 	tierHold     = 64
 	// holdParts marks executions that leave parts of tasks alone.
 	holdParts = "hold-parts"
+	// tierRejected is how many passes a task is left alone at least that people said no
+	// to, or nothing in time: they are asked again, but not each hour.
+	tierRejected = 1440
+	// maxTierWaits bounds the migrations under way that passes do not wait for.
+	maxTierWaits = 256
+	// waitsVersion marks executions that know of those.
+	waitsVersion = "tier-migrations-that-wait"
 )
 
 // tierState goes from execution to execution.
@@ -50,6 +59,10 @@ type tierState struct {
 	At    policy.Cursor `json:"at,omitzero"`
 	Pass  uint64        `json:"pass"`
 	Holds []tierRefusal `json:"holds,omitempty"` // oldest first
+	// Waits are tasks whose migrations a pass did not wait for, oldest first: people have
+	// to approve them, or they take long. What overlaps one is left alone until it is over:
+	// another range would be another question.
+	Waits []policy.Task `json:"waits,omitempty"`
 }
 
 // tierRefusal is a task that was refused or failed: it is left alone for some
@@ -86,8 +99,9 @@ func (s *tierState) free(t policy.Task) []policy.Task {
 	return parts
 }
 
-// settle notes what has come of a task: which of its parts were refused or failed.
-func (s *tierState) settle(t policy.Task, failed ...policy.Task) {
+// settle notes what has come of a task: which of its parts were refused or failed, which are
+// left alone for least passes or more.
+func (s *tierState) settle(t policy.Task, least uint64, failed ...policy.Task) {
 	var was []tierRefusal
 	s.Holds = slices.DeleteFunc(s.Holds, func(r tierRefusal) bool {
 		if r.Task.Decision != t.Decision || !r.Task.Overlaps(t) {
@@ -97,7 +111,7 @@ func (s *tierState) settle(t policy.Task, failed ...policy.Task) {
 		return true
 	})
 	for _, part := range failed {
-		wait := uint64(1)
+		wait := max(least, 1)
 		for _, r := range was {
 			if r.Task.Overlaps(part) {
 				wait = max(wait, min(2*r.Wait, tierHold))
@@ -107,14 +121,34 @@ func (s *tierState) settle(t policy.Task, failed ...policy.Task) {
 	}
 }
 
+// begun is the task whose migration is under way and overlaps t.
+func (s *tierState) begun(t policy.Task) (policy.Task, bool) {
+	i := slices.IndexFunc(s.Waits, func(w policy.Task) bool { return w.Dataset == t.Dataset && w.From < t.To && t.From < w.To })
+	if i < 0 {
+		return policy.Task{}, false
+	}
+	return s.Waits[i], true
+}
+
+func (s *tierState) wait(t policy.Task) {
+	if len(s.Waits) == maxTierWaits {
+		s.Waits = s.Waits[1:]
+	}
+	s.Waits = append(s.Waits, t)
+}
+
+func (s *tierState) over(t policy.Task) {
+	s.Waits = slices.DeleteFunc(s.Waits, func(w policy.Task) bool { return w == t })
+}
+
 // settleAll is settle, of executions that began before parts of tasks were left alone.
-func (s *tierState) settleAll(t policy.Task, failed bool) {
-	wait := uint64(1)
+func (s *tierState) settleAll(t policy.Task, failed bool, least uint64) {
+	wait := max(least, 1)
 	s.Holds = slices.DeleteFunc(s.Holds, func(r tierRefusal) bool {
 		if !r.same(t) {
 			return false
 		}
-		wait = min(2*r.Wait, tierHold)
+		wait = max(least, min(2*r.Wait, tierHold))
 		return true
 	})
 	if failed {
@@ -156,6 +190,9 @@ func runTierPolicies(ctx workflow.Context, s tierState) error {
 		Summary:             "plan by the tier policies",
 	})
 	parts := workflow.GetVersion(ctx, holdParts, workflow.DefaultVersion, 1) > workflow.DefaultVersion
+	waits := workflow.GetVersion(ctx, waitsVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion
+	parked := map[string]bool{}
+	listenForParked(ctx, parked)
 	for range tierSteps {
 		var step policy.Step
 		if err := workflow.ExecuteActivity(planning, planTiersActivity, s.At).Get(ctx, &step); err != nil {
@@ -171,12 +208,13 @@ func runTierPolicies(ctx workflow.Context, s tierState) error {
 		}
 		settle := func(t policy.Task, err error) {
 			if parts {
-				s.settle(t, RefusedTasks(t, err)...)
+				s.settle(t, leastHold(err), RefusedTasks(t, err)...)
 			} else {
-				s.settleAll(t, err != nil)
+				s.settleAll(t, err != nil, leastHold(err))
 			}
 		}
-		if err := carryOut(ctx, tasks, step.Grace, settle); err != nil {
+		pass := &tierPass{s: &s, waits: waits, parked: parked, settle: settle}
+		if err := pass.carryOut(ctx, tasks, step.Grace); err != nil {
 			return err
 		}
 		if s.At = step.Next; step.Done {
@@ -193,10 +231,34 @@ func runTierPolicies(ctx workflow.Context, s tierState) error {
 	return workflow.NewContinueAsNewError(ctx, TierPolicyWorkflow, s)
 }
 
+// listenForParked takes the word of migrations that wait for people, by workflow id.
+func listenForParked(ctx workflow.Context, parked map[string]bool) {
+	root, _ := workflow.NewDisconnectedContext(ctx)
+	workflow.Go(root, func(ctx workflow.Context) {
+		told := workflow.GetSignalChannel(ctx, waitsSignal)
+		for {
+			var id string
+			told.Receive(ctx, &id)
+			parked[id] = true
+		}
+	})
+}
+
+// tierPass carries out the tasks of a pass.
+type tierPass struct {
+	s      *tierState
+	waits  bool            // migrations that wait are remembered; false: of an execution from before
+	parked map[string]bool // migrations that said that they wait for people
+	settle func(policy.Task, error)
+}
+
 // carryOut does what a step asks for, a few tasks at a time, and waits for it.
-func carryOut(ctx workflow.Context, tasks []policy.Task, grace time.Duration, settle func(policy.Task, error)) error {
+func (p *tierPass) carryOut(ctx workflow.Context, tasks []policy.Task, grace time.Duration) error {
 	slots, wg := workflow.NewSemaphore(ctx, tierMoves), workflow.NewWaitGroup(ctx)
 	for _, t := range tasks {
+		if begun, ok := p.s.begun(t); ok && !p.ended(ctx, begun) {
+			continue
+		}
 		if err := slots.Acquire(ctx, 1); err != nil {
 			return err
 		}
@@ -204,7 +266,7 @@ func carryOut(ctx workflow.Context, tasks []policy.Task, grace time.Duration, se
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
 			defer slots.Release(1)
-			err := carryOutTask(ctx, t, grace)
+			err := p.carryOutTask(ctx, t, grace)
 			if ctx.Err() != nil {
 				return
 			}
@@ -212,14 +274,43 @@ func carryOut(ctx workflow.Context, tasks []policy.Task, grace time.Duration, se
 				workflow.GetLogger(ctx).Warn("a tier policy was not carried out; it is left alone for some passes",
 					"policy", t.Decision.Reason(), "dataset", t.Dataset, "from", t.From, "to", t.To, "error", err)
 			}
-			settle(t, err)
+			p.settle(t, err)
 		})
 	}
 	wg.Wait(ctx)
 	return ctx.Err()
 }
 
-func carryOutTask(ctx workflow.Context, t policy.Task, grace time.Duration) error {
+// leastHold is how many passes what failed so is left alone at least.
+func leastHold(err error) uint64 {
+	var app *temporal.ApplicationError
+	if errors.As(err, &app) && app.Type() == errTypeRejected {
+		return tierRejected
+	}
+	return 1
+}
+
+// ended looks whether the migration of a task that a pass did not wait for is over. How
+// it ended is seen from what the next pass plans; only that people said no is remembered.
+func (p *tierPass) ended(ctx workflow.Context, t policy.Task) bool {
+	var end migrationEnd
+	id := TierMigration(t, 0).workflowID()
+	if err := workflow.ExecuteLocalActivity(local(ctx, clip("look at "+id, 190)), migrationEndActivity, id).Get(ctx, &end); err != nil {
+		return false // looked at again in the next pass
+	}
+	if !end.Over {
+		return false
+	}
+	p.s.over(t)
+	delete(p.parked, id)
+	if end.Rejected {
+		p.settle(t, temporal.NewNonRetryableApplicationError("people said no", errTypeRejected, nil))
+		return false
+	}
+	return true
+}
+
+func (p *tierPass) carryOutTask(ctx workflow.Context, t policy.Task, grace time.Duration) error {
 	if t.Decision.Action == policy.Expire {
 		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
 			StartToCloseTimeout: 10 * time.Minute,
@@ -239,18 +330,28 @@ func carryOutTask(ctx workflow.Context, t policy.Task, grace time.Duration) erro
 	}
 	// A migration is over by itself: what is cancelled here is the waiting.
 	moving, _ := workflow.NewDisconnectedContext(ctx)
+	delete(p.parked, opts.WorkflowID)
 	child := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(moving, opts), MigrateWorkflow, m)
 	var err error
 	patience, enough := workflow.WithCancel(ctx)
 	defer enough()
+	going := true
+	parked, set := workflow.NewFuture(ctx)
+	workflow.Go(patience, func(ctx workflow.Context) {
+		set.SetError(workflow.Await(ctx, func() bool { return p.waits && p.parked[opts.WorkflowID] }))
+	})
 	workflow.NewSelector(ctx).
-		AddFuture(child, func(f workflow.Future) { err = f.Get(ctx, nil) }).
+		AddFuture(child, func(f workflow.Future) { err, going = f.Get(ctx, nil), false }).
 		AddFuture(workflow.NewTimer(patience, tierPatience), func(workflow.Future) {}).
+		AddFuture(parked, func(workflow.Future) {}).
 		AddReceive(ctx.Done(), func(workflow.ReceiveChannel, bool) {}).
 		Select(ctx)
 	var started *temporal.ChildWorkflowExecutionAlreadyStartedError
-	if errors.As(err, &started) {
-		return nil // somebody moves the same batches
+	if errors.As(err, &started) { // somebody moves the same batches
+		err, going = nil, true
+	}
+	if going && p.waits {
+		p.s.wait(t)
 	}
 	return err
 }
@@ -273,6 +374,23 @@ func RefusedTasks(t policy.Task, err error) []policy.Task {
 		}
 	}
 	return parts
+}
+
+// migrationEnd is whether a migration is over, and that people said no to it.
+type migrationEnd struct {
+	Over     bool `json:"over"`
+	Rejected bool `json:"rejected,omitempty"`
+}
+
+// migrationEnd is the local activity that looks at a migration.
+func (a *activities) migrationEnd(ctx context.Context, id string) (migrationEnd, error) {
+	over, err := a.look(ctx, id)
+	if err != nil || !over {
+		return migrationEnd{}, err
+	}
+	err = a.client.GetWorkflow(ctx, id, "").Get(ctx, nil)
+	var app *temporal.ApplicationError
+	return migrationEnd{Over: true, Rejected: errors.As(err, &app) && app.Type() == errTypeRejected}, ctx.Err()
 }
 
 // TierMigration is the migration that a task of a tier policy asks for. grace is that

@@ -38,7 +38,8 @@ type WorkerConfig struct {
 	// them. nil: not checked.
 	Types *events.Registry
 	// Migrator moves batches for the migration workflow; nil: there is none. To evict
-	// and to bring batches back it must be a Mover.
+	// and to bring batches back it must be a Mover, to have migrations judged as a whole a
+	// Requester.
 	Migrator Migrator
 	// Tiers plans by tier policies; nil: this worker carries none out. What is planned
 	// is done once some worker calls StartTierPolicies.
@@ -94,9 +95,9 @@ func (a *activities) register(r Registrar) {
 	a.registerStages(r)
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
-		migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
+		permitActivity: a.permit, migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
 		placeActivity:     a.place,
-		planTiersActivity: a.planTiers, expireTierActivity: a.expireTier,
+		planTiersActivity: a.planTiers, expireTierActivity: a.expireTier, migrationEndActivity: a.migrationEnd,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
 	}

@@ -360,6 +360,11 @@ func (a *app) dataMove() *cobra.Command {
 				return fmt.Errorf("%s has %s: there is none from %d on", args[0], plural(int(head.Next), "batch", "batches"), *s.from) //nolint:gosec // a count of batches
 			}
 			m := workflows.Migration{Dataset: args[0], From: *s.from, To: min(s.end(), head.Next), Evict: *evict, Reason: "stokehold data move"}
+			actor, err := d.Whoami(ctx)
+			if err != nil {
+				return err
+			}
+			m.Actor = actor
 			if tier == arrowio.Warm {
 				m.Tier = tier
 			}
@@ -374,7 +379,9 @@ func (a *app) dataMove() *cobra.Command {
 			if !*wait {
 				return nil
 			}
-			r, err := d.Migrated(ctx, id)
+			r, err := d.Migrated(ctx, id, func(approval string) {
+				fmt.Fprintf(a.env.Err, "it waits until people have approved it: stokehold approve %s --reason ...\n", report.Clean(approval))
+			})
 			if err == nil {
 				fmt.Fprintf(a.env.Out, "%s in the %s tier\n", plural(int(r.Moved), "batch", "batches"), tier)
 			}

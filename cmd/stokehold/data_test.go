@@ -39,7 +39,7 @@ func (m moved) Migrate(ctx context.Context, w workflows.Migration) (string, erro
 	return "migrate/" + w.Dataset, nil
 }
 
-func (moved) Migrated(_ context.Context, _ string) (workflows.MigrationResult, error) {
+func (moved) Migrated(_ context.Context, _ string, _ func(string)) (workflows.MigrationResult, error) {
 	return workflows.MigrationResult{Moved: 3}, nil
 }
 

@@ -113,7 +113,7 @@ type dataSystem interface {
 	TakeOverCold(ctx context.Context) error
 	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
 	Migrate(ctx context.Context, m workflows.Migration) (id string, err error)
-	Migrated(ctx context.Context, id string) (workflows.MigrationResult, error)
+	Migrated(ctx context.Context, id string, parked func(approval string)) (workflows.MigrationResult, error)
 	Close(ctx context.Context) error
 }
 
@@ -130,8 +130,8 @@ func (s stored) Migrate(ctx context.Context, m workflows.Migration) (string, err
 	return s.app.Migrate(ctx, m)
 }
 
-func (s stored) Migrated(ctx context.Context, id string) (workflows.MigrationResult, error) {
-	return workflows.MigrationOutcome(ctx, s.app.Temporal, id)
+func (s stored) Migrated(ctx context.Context, id string, parked func(approval string)) (workflows.MigrationResult, error) {
+	return workflows.AwaitMigration(ctx, s.app.Temporal, id, parked)
 }
 
 func (s stored) Close(ctx context.Context) error { return s.app.Close(ctx) }

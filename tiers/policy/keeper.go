@@ -17,8 +17,11 @@ const (
 	// measureShare bounds what looking costs: after it took a time, the next look is
 	// at least so many times that later.
 	measureShare = 20
-	// demoteBatches is how many batches a Keeper has on their way out at most.
+	// demoteBatches is how many batches a Keeper has on their way out at most, those that
+	// wait for people aside.
 	demoteBatches = 512
+	// maxParked bounds the migrations that wait for people and are remembered.
+	maxParked = 256
 )
 
 // Room is what a Keeper needs of a *tiers.Store.
@@ -39,13 +42,16 @@ type Keeper struct {
 	// Evict starts the migration that a task asks for and returns how to wait for its
 	// end, grace and all. The move is judged there: what is refused is asked for again
 	// after a while that doubles. That is all of the task, unless the error wraps a
-	// RefusedError.
-	Evict func(ctx context.Context, t Task) (wait func(context.Context) error, err error)
+	// RefusedError. wait calls parked, once, when people must approve it: the batches are
+	// left alone until they have answered, and others are evicted instead, so that nobody's
+	// silence keeps what needs no approval on a full disk.
+	Evict func(ctx context.Context, t Task) (wait func(ctx context.Context, parked func()) error, err error)
 	Clock func() time.Time // that batches are committed by; default time.Now
 	Log   *slog.Logger
 
 	mu      sync.Mutex
 	leaving []Task // under way
+	parked  []Task // wait for people
 	refused []hold // asked for again later
 	wg      sync.WaitGroup
 }
@@ -167,10 +173,15 @@ func (k *Keeper) isLeaving(dataset string, seq uint64) bool {
 	return false
 }
 
-// isHeld reports whether a batch was refused a short while ago.
+// isHeld reports whether a batch was refused a short while ago, or waits for people.
 func (k *Keeper) isHeld(dataset string, seq uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for _, t := range k.parked {
+		if t.covers(dataset, seq) {
+			return true
+		}
+	}
 	for _, h := range k.refused {
 		if h.covers(dataset, seq) && time.Now().Before(h.until) {
 			return true
@@ -206,12 +217,10 @@ func (k *Keeper) evict(ctx context.Context, t Task) error {
 	k.leaving = append(k.leaving, t)
 	k.mu.Unlock()
 	k.wg.Go(func() {
-		err := wait(ctx)
+		err := wait(ctx, func() { k.park(ctx, t) })
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if i := slices.Index(k.leaving, t); i >= 0 {
-			k.leaving = slices.Delete(k.leaving, i, i+1)
-		}
+		k.leaving, k.parked = without(k.leaving, t), without(k.parked, t)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -224,4 +233,24 @@ func (k *Keeper) evict(ctx context.Context, t Task) error {
 		}
 	})
 	return nil
+}
+
+// park no longer counts on a task that waits for people. Of too many the oldest are
+// forgotten, which may ask for some of their batches once more.
+func (k *Keeper) park(ctx context.Context, t Task) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !slices.Contains(k.leaving, t) {
+		return
+	}
+	k.leaving = without(k.leaving, t)
+	if len(k.parked) == maxParked {
+		k.parked = k.parked[1:]
+	}
+	k.parked = append(k.parked, t)
+	k.log().WarnContext(ctx, "batches leave the warm tier once people have approved it; others go instead", "dataset", t.Dataset, "from", t.From, "to", t.To)
+}
+
+func without(tasks []Task, t Task) []Task {
+	return slices.DeleteFunc(tasks, func(have Task) bool { return have == t })
 }

@@ -177,11 +177,11 @@ func TestKeeperComesDownToTheLowWatermarks(t *testing.T) {
 		}
 		var mu sync.Mutex
 		var asked []policy.Task
-		k := policy.Keeper{Store: store, Policies: parse(t, c.spec), Quota: 1000, Clock: func() time.Time { return now }, Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+		k := policy.Keeper{Store: store, Policies: parse(t, c.spec), Quota: 1000, Clock: func() time.Time { return now }, Evict: func(_ context.Context, task policy.Task) (func(context.Context, func()) error, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			asked = append(asked, task)
-			return func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, nil
+			return func(ctx context.Context, _ func()) error { <-ctx.Done(); return ctx.Err() }, nil
 		}}
 		ctx, cancel := context.WithCancel(t.Context())
 		// The second look finds what is under way, and asks for no more.
@@ -211,31 +211,80 @@ func TestKeeperTrimsTheArena(t *testing.T) {
 	}
 }
 
-// What is refused is left alone for a while, and others leave instead.
+// What is refused is left alone for a while, as is what waits for people until they
+// have answered, and others leave instead.
 func TestKeeperLeavesRefusedAlone(t *testing.T) {
+	for name, answer := range map[string]func(context.Context, func()) error{
+		"refused": func(context.Context, func()) error { return errRefused },
+		"waits": func(ctx context.Context, parked func()) error {
+			parked()
+			<-ctx.Done()
+			return ctx.Err()
+		},
+	} {
+		store := &room{catalog: warmDays("flights"), warm: 1000}
+		asked := make(chan policy.Task, 10)
+		k := policy.Keeper{
+			Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7}}"), Quota: 1000, Every: time.Millisecond,
+			Evict: func(_ context.Context, task policy.Task) (func(context.Context, func()) error, error) {
+				asked <- task
+				return func(ctx context.Context, parked func()) error {
+					if task.From < 3 {
+						return answer(ctx, parked)
+					}
+					<-ctx.Done()
+					return ctx.Err()
+				}, nil
+			},
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); k.Run(ctx) }()
+		first, second := <-asked, <-asked
+		cancel()
+		<-ended
+		if first.From != 0 || first.To != 3 || second.From != 3 || second.To != 6 {
+			t.Errorf("%s: asked for %d..%d, then %d..%d", name, first.From, first.To, second.From, second.To)
+		}
+	}
+}
+
+// What waits for people leaves room for others to be asked about, each once.
+func TestKeeperAsksOnceForWhatWaits(t *testing.T) {
 	store := &room{catalog: warmDays("flights"), warm: 1000}
-	asked := make(chan policy.Task, 10)
+	asked := make(chan policy.Task, 100)
 	k := policy.Keeper{
 		Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7}}"), Quota: 1000, Every: time.Millisecond,
-		Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+		Evict: func(_ context.Context, task policy.Task) (func(context.Context, func()) error, error) {
 			asked <- task
-			return func(ctx context.Context) error {
-				if task.From < 3 {
-					return errRefused
-				}
+			return func(ctx context.Context, parked func()) error {
+				parked()
 				<-ctx.Done()
 				return ctx.Err()
 			}, nil
 		},
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	ended := make(chan struct{})
 	go func() { defer close(ended); k.Run(ctx) }()
-	first, second := <-asked, <-asked
+	seen := map[uint64]int{}
+	for len(seen) < len(store.batches["flights"]) {
+		select {
+		case task := <-asked:
+			for seq := task.From; seq < task.To; seq++ {
+				seen[seq]++
+			}
+		case <-ctx.Done():
+			t.Fatalf("asked about %d batches only", len(seen))
+		}
+	}
 	cancel()
 	<-ended
-	if first.From != 0 || first.To != 3 || second.From != 3 || second.To != 6 {
-		t.Errorf("asked for %d..%d, then %d..%d", first.From, first.To, second.From, second.To)
+	for seq, n := range seen {
+		if n != 1 || len(asked) > 0 {
+			t.Errorf("people were asked %d times about batch %d, and %d times more", n, seq, len(asked))
+		}
 	}
 }
 
@@ -245,9 +294,9 @@ func TestKeeperLeavesRefusedPartsAlone(t *testing.T) {
 	asked := make(chan policy.Task, 10)
 	k := policy.Keeper{
 		Store: store, Policies: parse(t, "{watermarks: {high: 0.9, low: 0.7}}"), Quota: 1000, Every: time.Millisecond,
-		Evict: func(_ context.Context, task policy.Task) (func(context.Context) error, error) {
+		Evict: func(_ context.Context, task policy.Task) (func(context.Context, func()) error, error) {
 			asked <- task
-			return func(ctx context.Context) error {
+			return func(ctx context.Context, _ func()) error {
 				if task.From == 0 {
 					part := task
 					part.From, part.To = 1, 2
