@@ -45,8 +45,7 @@ func (a *App) modelFacts(ctx context.Context, _ *events.Event, m *governance.Mod
 	if err != nil {
 		return err
 	}
-	describeModel(m, &v)
-	return nil
+	return a.describeModel(ctx, m, &v)
 }
 
 func (a *App) championFacts(ctx context.Context, ev *events.Event, m *governance.Model) error {
@@ -65,13 +64,12 @@ func (a *App) championFacts(ctx context.Context, ev *events.Event, m *governance
 	}
 	m.Version = v.ID
 	m.Aliases = append(m.Aliases, models.Champion)
-	describeModel(m, &v)
-	return nil
+	return a.describeModel(ctx, m, &v)
 }
 
 // describeModel fills in what the event does not say. What it says of metrics
 // stays: they may be newer, and of other data.
-func describeModel(m *governance.Model, v *models.Version) {
+func (a *App) describeModel(ctx context.Context, m *governance.Model, v *models.Version) error {
 	m.Format, m.Kind, m.Precision = v.Format, v.Kind, v.Metadata[metadataPrecision]
 	m.Bytes, m.Created = &v.Bytes, &v.Created
 	if m.Run == "" {
@@ -88,9 +86,11 @@ func describeModel(m *governance.Model, v *models.Version) {
 	if v.Lineage.Parent != "" {
 		m.Parents = append(m.Parents, v.Lineage.Parent)
 	}
-	if v.Labels != nil {
-		m.Labels = v.Labels // as they are stored, whatever the event says
+	labels, err := a.Models.EffectiveLabels(ctx, *v)
+	if err == nil && labels != nil {
+		m.Labels = labels // as they are stored, whatever the event says
 	}
+	return err
 }
 
 func (a *App) datasetFacts(ctx context.Context, _ *events.Event, d *governance.Dataset) error {
@@ -116,10 +116,14 @@ func (a *App) datasetFacts(ctx context.Context, _ *events.Event, d *governance.D
 	if d.Fingerprint == "" {
 		d.Fingerprint = h.Fingerprint
 	}
-	if d.Labels == nil && h.Labels != nil {
-		d.Labels = h.Labels
+	if d.Labels != nil {
+		return nil
 	}
-	return nil
+	labels, err := a.Store.EffectiveLabels(ctx, d.Name)
+	if err == nil && labels != nil {
+		d.Labels = labels
+	}
+	return err
 }
 
 // batchFacts reads the columns of a batch. One that cannot be opened, such as one

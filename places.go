@@ -31,6 +31,13 @@ func (d datasetLabels) DatasetLabels(ctx context.Context, dataset string) (label
 	if d.Store == nil {
 		return nil, errors.New("this process has no catalog")
 	}
-	h, err := d.Store.Head(ctx, dataset)
-	return h.Labels, err
+	return d.Store.EffectiveLabels(ctx, dataset)
+}
+
+// LabelNode implements label.Nodes.
+func (d datasetLabels) LabelNode(ctx context.Context, of label.Source) (label.Node, error) {
+	if d.Store == nil {
+		return label.Node{}, errors.New("this process has no catalog")
+	}
+	return d.Store.LabelNode(ctx, of)
 }

@@ -329,7 +329,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 	a.cold = cold
 	a.Models, err = models.Open(ctx, models.Config{
 		Conn: a.nc, Bus: a.Bus, Cold: cold, Dir: filepath.Join(a.cfg.StateDir, "models"),
-		Labels: datasetLabels{a}, Serving: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
+		Labels: datasetLabels{a}, Datasets: datasetLabels{a}, Serving: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
 	})
 	if err == nil && o.data {
 		return a.openStored(ctx, cold)
@@ -358,7 +358,7 @@ func (a *App) openData(ctx context.Context, o options) error {
 		Conn: a.nc, Bus: a.Bus, Host: a.Hot, Arena: arena, HotWait: a.cfg.HotWait, Cold: cold,
 		Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
 		Peers: local, Far: remote.resolver, Advertise: remote.advertise, Promote: tiers.Promotion{WarmBytes: a.cfg.PromoteBytes},
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Routed: a.sendTo,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Versions: a.Models, Routed: a.sendTo,
 		MoveBytesPerSecond: a.cfg.Tiers.MoveBytesPerSecond, MoveConcurrency: a.cfg.Tiers.MoveConcurrency,
 		ColdCodec: a.cfg.Tiers.ColdCodec,
 	})
@@ -380,7 +380,7 @@ func (a *App) openStored(ctx context.Context, cold tiers.ObjectStore) error {
 	var err error
 	a.Store, err = tiers.Open(ctx, tiers.Config{
 		Conn: a.nc, Bus: a.Bus, Host: host, Cold: cold, Warm: filepath.Join(a.cfg.StateDir, "warm"), Logger: a.cfg.Log,
-		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace,
+		Place: a.cfg.Place, ColdPlace: a.cfg.ColdPlace, Versions: a.Models,
 	})
 	if err != nil {
 		return err

@@ -233,7 +233,8 @@ type BatchExpired struct {
 // the labels from before.
 type LabelDeclassified struct {
 	Dataset string   `json:"dataset,omitempty"` // that loses the labels, or is written without them
-	Model   string   `json:"model,omitempty"`   // of which a version is made without them
+	Model   string   `json:"model,omitempty"`   // of which a version is made without them, or Version loses them
+	Version string   `json:"version,omitempty"` // that loses them
 	Removed []string `json:"removed"`
 	Labels  []string `json:"labels"` // that are left
 	Reason  string   `json:"reason"`

@@ -73,7 +73,7 @@ func standardTypes() []Type {
 		{TypeTierCopyDamaged, "A copy of a batch was found damaged or missing", dataset, "tiers", TierCopyDamaged{}},
 		{TypeBatchExpired, "Batches are removed because their time is over", dataset, "tiers", BatchExpired{}},
 		{TypeTierMoved, "A verified copy of a batch moved between tiers", dataset, "tiers", TierMoved{}},
-		{TypeLabelDeclassified, "Labels are taken off a dataset, or left out of what a stage makes; denied unless a policy names this type", "dataset or model", "tiers, stages", LabelDeclassified{}},
+		{TypeLabelDeclassified, "Labels are taken off a dataset or a model version, or left out of what a stage makes; denied unless a policy names this type", "dataset or model", "tiers, models, stages", LabelDeclassified{}},
 		{TypeTriggerFired, "A trigger started a run", trigger, "workflows", TriggerFired{}},
 		{TypeTriggerSuppressed, "A trigger saw events and started nothing", trigger, "workflows", TriggerSuppressed{}},
 		{TypeApprovalRequested, "People are asked to approve an event", asked, "governance/approval", ApprovalRequested{}},

@@ -109,5 +109,9 @@ func declassified(data []byte) string {
 	if err := json.Unmarshal(data, &of); err != nil {
 		return "labels taken off"
 	}
-	return shorten(fmt.Sprintf("%s taken off %s%s: %s", strings.Join(of.Removed, ", "), of.Dataset, of.Model, of.Reason), maxReasonBytes)
+	what := of.Dataset + of.Model
+	if of.Version != "" {
+		what += fmt.Sprintf(" %.12s", of.Version)
+	}
+	return shorten(fmt.Sprintf("%s taken off %s: %s", strings.Join(of.Removed, ", "), what, of.Reason), maxReasonBytes)
 }

@@ -92,7 +92,11 @@ func (r *Registry) promote(ctx context.Context, p Promotion) error {
 		if p.Alias == Champion {
 			typ = events.TypeModelPromoted
 		}
-		next.Event, err = r.approve(ctx, typ, &v, id, p.Run, p.Cause, events.ModelPromoted{
+		bound := v
+		if bound.Labels, err = r.EffectiveLabels(ctx, v); err != nil {
+			return err
+		}
+		next.Event, err = r.approve(ctx, typ, &bound, id, p.Run, p.Cause, events.ModelPromoted{
 			Model: p.Model, Version: p.ID, Previous: a.ID, Alias: p.Alias, Run: p.Run, Cause: p.Cause, Metrics: v.Metrics, Place: r.place(p.Alias),
 		})
 		if err != nil {

@@ -110,8 +110,9 @@ func (o *observer) Used(v models.Version) (err error) {
 	return err
 }
 
-func (o *observer) MadeOf(_ context.Context, _ string, lineage label.Set) (label.Set, error) {
-	return label.Join(o.seen, lineage)
+func (o *observer) MadeOf(_ context.Context, _ string, lineage label.Set) (labels label.Set, from []label.Source, stops []string, err error) {
+	labels, err = label.Join(o.seen, lineage)
+	return labels, nil, nil, err
 }
 
 func TestObservedRegistry(t *testing.T) {

@@ -113,6 +113,10 @@ type Version struct {
 	// Labels are the join of those of all that the version is made of and of what was
 	// declared, in a draft's Labels or in its metadata "labels", joined by commas.
 	Labels label.Set `json:"labels,omitempty"`
+	// MadeOf is what the version was made of: what its lineage names, and what its maker was
+	// wired to and has read. Labels that those get later bind the version too, less what was
+	// taken off in the making (Registry.EffectiveLabels).
+	MadeOf []label.Source `json:"made_of,omitempty"`
 }
 
 // Short is the first 12 hex digits of the id, for people.

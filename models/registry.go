@@ -31,6 +31,10 @@ type Config struct {
 	// Labels says what the datasets of a version's lineage are; nil: a version has what
 	// is declared, what its parent has, and what an Observer says.
 	Labels LabelSource
+	// Datasets says what the datasets that versions were made of are labelled with now, and
+	// what they were made of. nil: they are not asked, and a label that comes to one after a
+	// version was made does not bind the version.
+	Datasets label.Nodes
 	// Serving is where champions serve, and ColdPlace where Cold is.
 	Serving, ColdPlace events.Place
 }
@@ -42,7 +46,8 @@ type Registry struct {
 	artifacts *artifacts
 
 	labels             LabelSource
-	observer           Observer // nil: whoever holds the registry is not watched
+	datasets           label.Nodes // nil: they are not asked
+	observer           Observer    // nil: whoever holds the registry is not watched
 	serving, coldPlace events.Place
 }
 
@@ -111,7 +116,7 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 		return nil, fmt.Errorf("models: open registry: bucket %s: %w (is JetStream enabled on the NATS server?)", want.Bucket, err)
 	}
 	return &Registry{
-		kv: kv, bus: cfg.Bus, artifacts: store, labels: cfg.Labels, serving: cfg.Serving, coldPlace: cfg.ColdPlace,
+		kv: kv, bus: cfg.Bus, artifacts: store, labels: cfg.Labels, datasets: cfg.Datasets, serving: cfg.Serving, coldPlace: cfg.ColdPlace,
 	}, nil
 }
 
@@ -164,7 +169,7 @@ func (r *Registry) register(ctx context.Context, draft Version, artifact []byte)
 	if err := r.announce(ctx, rec.Event); err != nil {
 		return Version{}, err
 	}
-	if err := r.merge(ctx, key, draft.Metrics, draft.Labels, &rec); err != nil {
+	if err := r.merge(ctx, key, draft.Metrics, draft.Labels, draft.MadeOf, &rec); err != nil {
 		return Version{}, err
 	}
 	return rec.Version, nil
@@ -188,9 +193,9 @@ func (r *Registry) create(ctx context.Context, key string, draft Version, artifa
 	return rec, err
 }
 
-// merge adds metrics and labels to a stored version, and leaves the version as stored
+// merge adds metrics, labels and sources to a stored version, and leaves the version as stored
 // in rec.
-func (r *Registry) merge(ctx context.Context, key string, metrics map[string]float64, labels label.Set, rec *versionRecord) error {
+func (r *Registry) merge(ctx context.Context, key string, metrics map[string]float64, labels label.Set, from []label.Source, rec *versionRecord) error {
 	return r.update(ctx, key, rec, func() (bool, error) {
 		changed := !rec.Labels.Covers(labels)
 		joined, err := label.Join(rec.Labels, labels)
@@ -198,6 +203,16 @@ func (r *Registry) merge(ctx context.Context, key string, metrics map[string]flo
 			return false, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		rec.Labels = joined
+		if len(from) > 0 {
+			// Those of a version from before they were recorded are in its lineage.
+			made, news := label.AddSources(r.madeOf(&rec.Version), from...)
+			if news {
+				rec.MadeOf, changed = made, true
+			}
+			if len(made) > label.MaxSources {
+				return false, tooManySources(len(made))
+			}
+		}
 		merged := maps.Clone(rec.Metrics)
 		for name, m := range metrics {
 			if old, ok := merged[name]; !ok || old != m {
@@ -243,7 +258,7 @@ func (r *Registry) AddMetrics(ctx context.Context, model, id string, metrics map
 		if v, err = r.find(ctx, model, id); err == nil {
 			var key string
 			if key, err = versionKey(model, v.ID); err == nil {
-				err = r.merge(ctx, key, metrics, nil, &versionRecord{})
+				err = r.merge(ctx, key, metrics, nil, nil, &versionRecord{})
 			}
 		}
 	}

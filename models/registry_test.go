@@ -26,11 +26,12 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type world struct {
-	tb   testing.TB
-	ctx  context.Context
-	bus  *events.Bus
-	cfg  models.Config
-	deny string // event type to deny on publish
+	tb    testing.TB
+	ctx   context.Context
+	bus   *events.Bus
+	cfg   models.Config
+	deny  string       // event type to deny on publish
+	judge events.Judge // instead; nil: all else is allowed
 }
 
 func newWorld(tb testing.TB) *world {
@@ -60,7 +61,10 @@ func newWorld(tb testing.TB) *world {
 }
 
 // Judge implements events.Judge.
-func (w *world) Judge(_ context.Context, at events.Point, evs []*events.Event) ([]events.Verdict, error) {
+func (w *world) Judge(ctx context.Context, at events.Point, evs []*events.Event) ([]events.Verdict, error) {
+	if w.judge != nil {
+		return w.judge.Judge(ctx, at, evs)
+	}
 	out := make([]events.Verdict, len(evs))
 	for i, ev := range evs {
 		out[i] = events.Verdict{Action: events.Allow}

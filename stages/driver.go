@@ -160,6 +160,7 @@ func (d *runDriver) label(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.writer.MadeOf(d.made.sources(d.a.Output)...)
 	return Permanent(d.writer.Label(labels))
 }
 

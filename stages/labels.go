@@ -28,12 +28,14 @@ type lineage struct {
 
 	mu    sync.Mutex
 	read  label.Set
+	from  []label.Source      // what all that is
+	stops map[string][]string // labels that governance let the pipeline take off, by what from
 	weak  map[string]weakened  // datasets that were found to have lost labels
 	taken map[string]label.Set // declassified, by what from: allowed already
 }
 
 func newLineage(d *runDriver) *lineage {
-	return &lineage{store: d.rt.Store, registry: d.rt.Registry, d: d, weak: map[string]weakened{}, taken: map[string]label.Set{}}
+	return &lineage{store: d.rt.Store, registry: d.rt.Registry, d: d, weak: map[string]weakened{}, taken: map[string]label.Set{}, stops: map[string][]string{}}
 }
 
 // weakened says that batches before next, where they were committed with labels, are of
@@ -49,23 +51,47 @@ func (l *lineage) wired(ctx context.Context) error {
 		var set label.Set
 		switch {
 		case b.Dataset != "":
-			h, err := l.store.Head(ctx, b.Dataset)
+			var err error
+			set, err = l.store.EffectiveLabels(ctx, b.Dataset)
 			if err != nil && !errors.Is(err, tiers.ErrNotFound) { // not there yet: its batches bring their labels
 				return fmt.Errorf("labels of input %s: %w", b.Name, err)
 			}
-			set = h.Labels
+			if err == nil {
+				l.madeOf(label.Source{Dataset: b.Dataset})
+			}
 		case b.Model != "" && b.Version != "" && l.registry != nil:
 			v, err := l.registry.Get(ctx, b.Model, b.Version)
+			if err == nil {
+				set, err = l.registry.EffectiveLabels(ctx, v)
+			}
 			if err != nil {
 				return fmt.Errorf("labels of input %s: %w", b.Name, err)
 			}
-			set = v.Labels
+			l.madeOf(label.Source{Model: v.Model, Version: v.ID})
 		}
 		if err := l.add(set); err != nil {
 			return fmt.Errorf("labels of input %s: %w", b.Name, err)
 		}
 	}
 	return nil
+}
+
+// madeOf notes what the output is made of.
+func (l *lineage) madeOf(src label.Source) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.from, _ = label.AddSources(l.from, src)
+}
+
+// sources are what an output is made of, and what was taken off on the way to it.
+func (l *lineage) sources(subject string) []label.Source {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := slices.Clone(l.from)
+	for i := range out {
+		out[i].Stops = l.stops[subject]
+	}
+	return out
 }
 
 func (l *lineage) add(set label.Set) error {
@@ -85,6 +111,9 @@ func (l *lineage) add(set label.Set) error {
 // batch takes in the labels of a batch that the stage is about to get.
 func (l *lineage) batch(ctx context.Context, b *tiers.Batch) error {
 	l.mu.Lock()
+	if !slices.ContainsFunc(l.from, func(s label.Source) bool { return s.Dataset == b.Ref.Dataset }) {
+		l.from = append(l.from, label.Source{Dataset: b.Ref.Dataset})
+	}
 	known := l.read.Covers(b.Labels)
 	if w, ok := l.weak[b.Ref.Dataset]; ok && !known {
 		known = b.Ref.Sequence < w.next && slices.Equal(w.labels, b.Labels)
@@ -113,15 +142,22 @@ func (l *lineage) Used(v models.Version) error {
 	if err := l.add(v.Labels); err != nil {
 		return fmt.Errorf("labels of model %s version %s: %w", v.Model, v.Short(), err)
 	}
+	l.madeOf(label.Source{Model: v.Model, Version: v.ID})
 	return nil
 }
 
 // MadeOf implements models.Observer.
-func (l *lineage) MadeOf(ctx context.Context, model string, more label.Set) (label.Set, error) {
+func (l *lineage) MadeOf(ctx context.Context, model string, more label.Set) (made label.Set, from []label.Source, stops []string, err error) {
 	if err := l.add(more); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	return l.output(ctx, events.LabelDeclassified{Model: model})
+	if made, err = l.output(ctx, events.LabelDeclassified{Model: model}); err != nil {
+		return nil, nil, nil, err
+	}
+	from = l.sources(model)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return made, from, l.stops[model], nil
 }
 
 // output is what the stage's output is to be labelled with: what was read, less what the
@@ -138,6 +174,9 @@ func (l *lineage) output(ctx context.Context, of events.LabelDeclassified) (labe
 			if err := l.declassify(ctx, read, of); err != nil {
 				return nil, err
 			}
+			l.mu.Lock()
+			l.stops[of.Dataset+of.Model] = d.Labels
+			l.mu.Unlock()
 		}
 	}
 	declared, err := label.Parse(l.d.a.Labels)
@@ -221,7 +260,11 @@ func (l *lineage) request(ctx context.Context, ev *events.Event, given label.Set
 	if err := ev.SetData(ev.DataContentType(), r); err != nil {
 		return fmt.Errorf("%w: data of %s: %w", events.ErrInvalid, ev.Type(), err)
 	}
-	return setLabels(ev, given, v.Labels)
+	bound, err := l.registry.EffectiveLabels(ctx, v)
+	if err != nil {
+		return err
+	}
+	return setLabels(ev, given, bound)
 }
 
 func setLabels(ev *events.Event, sets ...label.Set) error {

@@ -24,18 +24,31 @@ func (w *Writer) Label(labels label.Set) error {
 // labelled is what the dataset's labels are with the next commit.
 func (w *Writer) labelled() (label.Set, error) { return label.Join(w.head.Labels, w.labels) }
 
-// settleLabels stores the writer's labels where no commit has.
+// settleLabels stores the writer's labels, and what it was made of, where no commit has.
 func (w *Writer) settleLabels(ctx context.Context) error {
+	if err := w.recordSources(ctx); err != nil {
+		return err
+	}
 	if w.head.Labels.Covers(w.labels) {
 		return nil
 	}
-	return w.store.AddLabels(ctx, w.dataset, w.labels)
+	return w.store.addLabels(ctx, w.dataset, w.labels)
 }
 
-// AddLabels joins labels with a dataset's: it can make them more restrictive only. What
-// is made of the dataset from then on has them; what was made of it before does not.
-// ErrNotFound if there is no such dataset.
+// AddLabels joins labels with a dataset's: it can make them more restrictive only. They
+// bind what is made of the dataset, and what was made of it before: once it returns, half
+// a second later, in every process. ErrNotFound if there is no such dataset.
 func (s *Store) AddLabels(ctx context.Context, dataset string, labels label.Set) error {
+	if err := s.addLabels(ctx, dataset, labels); err != nil {
+		return err
+	}
+	if err := s.known.untilKnown(ctx); err != nil {
+		return &Error{Op: "label", Dataset: dataset, Err: err}
+	}
+	return nil
+}
+
+func (s *Store) addLabels(ctx context.Context, dataset string, labels label.Set) error {
 	var joined error
 	_, err := s.setHead(ctx, dataset, func(r *headRecord) bool {
 		var set label.Set
@@ -51,13 +64,16 @@ func (s *Store) AddLabels(ctx context.Context, dataset string, labels label.Set)
 	return nil
 }
 
-// LabelsAt returns a dataset's head with its labels as they are now; those that batch
-// seq was committed with may have been stronger. ErrNotFound before that batch is
+// LabelsAt returns a dataset's head with the labels that bind it now (EffectiveLabels);
+// those that batch seq was committed with may have been stronger. ErrNotFound before that batch is
 // committed.
 func (s *Store) LabelsAt(ctx context.Context, dataset string, seq uint64) (Head, error) {
 	for range maxRaces {
 		rec, _, err := s.head(ctx, dataset)
 		if err == nil && rec.Next > seq {
+			if rec.Labels, err = s.EffectiveLabels(ctx, dataset); err != nil {
+				return Head{}, &Error{Op: "labels", Dataset: dataset, Err: err}
+			}
 			return rec.Head, nil
 		}
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -74,7 +90,8 @@ func (s *Store) LabelsAt(ctx context.Context, dataset string, seq uint64) (Head,
 // Declassify takes labels off a dataset: the one way for them to become weaker. It is
 // judged as label.declassified before, which governance denies unless a policy is about
 // just that. actor says on whose behalf; "": nobody's. Batches keep the labels that they
-// were committed with, as a record; what counts for readers is the dataset's. What was
+// were committed with, as a record; what counts for readers is the dataset's. Labels that
+// come from what it was made of are taken off too, and no longer come from there. What was
 // made of the dataset before keeps its own. It returns what was taken off; nothing, and
 // no event, if there was nothing to take off.
 func (s *Store) Declassify(ctx context.Context, dataset string, d label.Declassification, actor string) (label.Set, error) {
@@ -98,7 +115,15 @@ func (s *Store) declassify(ctx context.Context, dataset string, d label.Declassi
 		if err != nil {
 			return nil, err
 		}
-		left, removed := d.Of(rec.Labels)
+		made, madeRev, err := s.made(ctx, dataset)
+		if err != nil {
+			return nil, err
+		}
+		bound, err := s.effective(ctx, dataset)
+		if err != nil {
+			return nil, err
+		}
+		left, removed := d.Of(bound)
 		if len(removed) == 0 {
 			return nil, nil
 		}
@@ -110,13 +135,22 @@ func (s *Store) declassify(ctx context.Context, dataset string, d label.Declassi
 		if actor != "" {
 			ev.SetExtension(events.ExtActor, actor)
 		}
-		setLabels(&ev, rec.Labels)
+		setLabels(&ev, bound)
 		// Told before it takes effect: no label becomes weaker that no event says so of.
 		if err := s.bus.Publish(ctx, ev); err != nil {
 			return nil, err
 		}
-		rec.Labels = left
-		if _, err = s.catalog.set(ctx, headKey(name), rec, rev); err == nil {
+		// The sources first: what dies in between has taken off too little.
+		if len(made.Sources) > 0 {
+			made.stop(d.Labels)
+			_, err = s.catalog.set(ctx, madeKey(name), made, madeRev)
+		}
+		if err == nil {
+			rec.Labels, _ = d.Of(rec.Labels)
+			_, err = s.catalog.set(ctx, headKey(name), rec, rev)
+		}
+		if err == nil {
+			s.known.forget()
 			return removed, nil
 		}
 		if !errors.Is(err, errConflict) {

@@ -93,7 +93,7 @@ func (mv *mover) intent(ctx context.Context, rec moveRecord) (moveRecord, error)
 	if err != nil {
 		return rec, err
 	}
-	head, _, err := mv.head(ctx, mv.m.Dataset)
+	labels, err := mv.EffectiveLabels(ctx, mv.m.Dataset)
 	if err != nil {
 		return rec, err
 	}
@@ -102,10 +102,10 @@ func (mv *mover) intent(ctx context.Context, rec moveRecord) (moveRecord, error)
 	ev, err := events.New(events.TypeTierMoveRequested, source, mv.m.Dataset,
 		fmt.Sprintf("%s/move/%s@%d", ref.ID(), mv.m.target(), begun.UnixNano()), begun, events.TierMoveRequested{
 			Dataset: mv.m.Dataset, Sequence: int64(mv.m.Sequence), From: string(from), To: string(mv.m.target()),
-			Bytes: ref.BodyBytes, Evict: mv.m.Evict, Labels: head.Labels, Reason: mv.m.Reason, Place: mv.place(mv.m.target()),
+			Bytes: ref.BodyBytes, Evict: mv.m.Evict, Labels: labels, Reason: mv.m.Reason, Place: mv.place(mv.m.target()),
 		})
 	if err == nil {
-		setLabels(&ev, head.Labels)
+		setLabels(&ev, labels)
 		err = mv.bus.Approve(ctx, &ev)
 	}
 	if err != nil {

@@ -99,6 +99,7 @@ const shardBatches = 1024
 //	head.DATASET                   headRecord, the dataset's state
 //	batch.DATASET.SHARD.SEQUENCE   entry, where a batch is; only of the newest
 //	block.DATASET.N                block, the entries of batches 256*N to 256*N+255
+//	made.DATASET                   madeRecord, what the dataset was made of
 //	base.DATASET.RUN.STAGE         partRecord, of writers that were displaced
 //	move.DATASET.SHARD.SEQUENCE    moveRecord, a migration under way
 //	pin.DATASET                    pinRecord, what may not be moved or removed
@@ -106,6 +107,8 @@ const shardBatches = 1024
 //	use.DATASET.GROUP              useRecord, when 64 blocks were read last
 //	format                         formatRecord, how all this is encoded
 func headKey(dataset string) string { return "head." + dataset }
+
+func madeKey(dataset string) string { return "made." + dataset }
 
 func batchKey(dataset string, seq uint64) string {
 	return fmt.Sprintf("batch.%s.%d.%d", dataset, seq/shardBatches, seq)

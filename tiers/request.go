@@ -43,13 +43,13 @@ func (s *Store) requestMigration(ctx context.Context, r MigrationRequest) error 
 	if r.From >= r.To || r.ID == "" {
 		return fmt.Errorf("%w: request %.80q of batches %d..%d: name it, and a range that is not empty", ErrMigration, r.ID, r.From, r.To)
 	}
-	head, _, err := s.head(ctx, r.Dataset)
+	labels, err := s.EffectiveLabels(ctx, r.Dataset)
 	if err != nil {
 		return err
 	}
 	ev, err := events.New(events.TypeMigrationRequested, source, r.Dataset, r.ID, time.Now().UTC(), events.TierMigrationRequested{
 		Dataset: r.Dataset, First: int64(r.From), Batches: int64(r.To - r.From), From: string(sourceTier(to)), To: string(to),
-		Evict: r.Evict, Labels: head.Labels, Reason: r.Reason, Place: s.place(to),
+		Evict: r.Evict, Labels: labels, Reason: r.Reason, Place: s.place(to),
 	})
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (s *Store) requestMigration(ctx context.Context, r MigrationRequest) error 
 	if r.Actor != "" {
 		ev.SetExtension(events.ExtActor, r.Actor)
 	}
-	setLabels(&ev, head.Labels)
+	setLabels(&ev, labels)
 	return s.bus.Publish(ctx, ev)
 }
 

@@ -37,6 +37,8 @@ type Store struct {
 	promotions promotions
 	// here and coldPlace are where the tiers are.
 	here, coldPlace events.Place
+	versions        label.Nodes // nil: models are not asked what they are labelled with
+	known           knownLabels
 	// advertise is the flight URI of this store's host, "" if it has none.
 	advertise string
 	routed    func(ctx context.Context, ref arrowio.Ref, tier arrowio.Tier) error
@@ -150,7 +152,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.peers.open(cfg)
 	s.hedge.open(cfg.HedgeAfter)
 	s.promotions.open(cfg.Promote, cfg.MoveConcurrency)
-	s.advertise, s.routed, s.here, s.coldPlace = cfg.Advertise, cfg.Routed, cfg.Place, cfg.ColdPlace
+	s.advertise, s.routed, s.here, s.coldPlace, s.versions = cfg.Advertise, cfg.Routed, cfg.Place, cfg.ColdPlace, cfg.Versions
 	var err error
 	if s.hot, err = openHot(cfg, &s.copies); err != nil {
 		return nil, &Error{Op: "open store", Err: err}

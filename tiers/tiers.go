@@ -125,6 +125,9 @@ type Config struct {
 	// tier, again where a process died, so that it must be idempotent; the write waits
 	// for it. It sees to it that the batch gets there. nil: such a batch is refused.
 	Routed func(ctx context.Context, ref arrowio.Ref, tier arrowio.Tier) error
+	// Versions says what the versions of models that datasets were made with are labelled
+	// with. nil: they are not asked, and a label that comes to one later binds nothing here.
+	Versions label.Nodes
 }
 
 // ObjectStore is the small driver interface of the cold tier. Objects are

@@ -26,9 +26,11 @@ type Writer struct {
 	fence       Fence
 	head        headRecord // as this writer last committed or found it
 	rev         uint64
-	labels      label.Set     // of what the writer commits, see Label
-	own         []uint64      // sequences of this stage's batches, where they are not in one piece
-	unannounced *events.Event // of a commit whose publication failed
+	labels      label.Set      // of what the writer commits, see Label
+	from        []label.Source // see MadeOf
+	unrecorded  bool           // some of from is not stored
+	own         []uint64       // sequences of this stage's batches, where they are not in one piece
+	unannounced *events.Event  // of a commit whose publication failed
 	// unannouncedRef is the batch of unannounced.
 	unannouncedRef arrowio.Ref
 	fenced         bool
@@ -294,6 +296,9 @@ func (w *Writer) write(ctx context.Context, seq uint64, load func() (*body, erro
 		ref.Locations = append(ref.Locations, arrowio.Location{
 			Tier: arrowio.Hot, URI: s.advertise, Bytes: file.location.Bytes, SHA256: file.location.SHA256, Codec: file.location.Codec,
 		})
+	}
+	if err := w.recordSources(ctx); err != nil {
+		return arrowio.Ref{}, err
 	}
 	labels, err := w.labelled()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/workflowstest"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/stages/deploy"
@@ -71,6 +72,12 @@ var pick = stages.Func(func(ctx context.Context, task *stages.Task) error {
 // learning is a pipeline from data to a deployment.
 func learning(t *testing.T, first ...workflows.Option) *workflows.Definition {
 	t.Helper()
+	return learningThen(t, func(context.Context) error { return nil }, first...)
+}
+
+// learningThen does something between the evaluation of the model and its deployment.
+func learningThen(t *testing.T, then func(context.Context) error, first ...workflows.Option) *workflows.Definition {
+	t.Helper()
 	window := func(*stages.Task) (from, to uint64, err error) { return 0, 1, nil }
 	target := train.Target{Column: "y"}
 	p := workflows.New("learning", "")
@@ -78,7 +85,10 @@ func learning(t *testing.T, first ...workflows.Option) *workflows.Definition {
 	picked := p.Preprocess("pick", rows, pick, workflows.Into(features))
 	model := p.Train("train", picked, &train.Stage{Model: "m", Features: features, Labels: measured, Target: target, Window: window},
 		workflows.Reads(rows), workflows.Named("m"))
-	scores := p.Evaluate("evaluate", model, picked, &evaluate.Stage{Features: features, Labels: measured, Target: target, Window: window}, workflows.Reads(rows))
+	evaluation := &evaluate.Stage{Features: features, Labels: measured, Target: target, Window: window}
+	scores := p.Evaluate("evaluate", model, picked, stages.Func(func(ctx context.Context, task *stages.Task) error {
+		return errors.Join(evaluation.Run(ctx, task), then(ctx))
+	}), workflows.Reads(rows))
 	p.Deploy("deploy", model, scores, &deploy.Stage{Features: features, Labels: measured, Target: target, Window: window}, workflows.Reads(picked, rows))
 	d, err := p.Build()
 	if err != nil {
@@ -94,6 +104,11 @@ type plane struct {
 	models *models.Registry
 	log    *governance.MemoryLog
 }
+
+// nodes is a function that says what things are labelled with.
+type nodes func(context.Context, label.Source) (label.Node, error)
+
+func (f nodes) LabelNode(ctx context.Context, of label.Source) (label.Node, error) { return f(ctx, of) }
 
 func openPlane(t *testing.T, env *workflowstest.Env, prefix string, place events.Place, d *workflows.Definition) plane {
 	t.Helper()
@@ -121,9 +136,10 @@ func openPlane(t *testing.T, env *workflowstest.Env, prefix string, place events
 	host := &shm.Host{}
 	arena, err := host.New(shm.Config{Bytes: 4 << 20})
 	must(err)
-	p.store, err = tiers.Open(t.Context(), tiers.Config{Conn: conn, Bus: p.bus, Host: host, Arena: arena, Warm: t.TempDir(), Prefix: prefix})
+	datasets := nodes(func(ctx context.Context, of label.Source) (label.Node, error) { return p.store.LabelNode(ctx, of) })
+	p.models, err = models.Open(t.Context(), models.Config{Conn: conn, Bus: p.bus, Dir: t.TempDir(), Prefix: prefix, Serving: place, Datasets: datasets})
 	must(err)
-	p.models, err = models.Open(t.Context(), models.Config{Conn: conn, Bus: p.bus, Dir: t.TempDir(), Prefix: prefix, Serving: place})
+	p.store, err = tiers.Open(t.Context(), tiers.Config{Conn: conn, Bus: p.bus, Host: host, Arena: arena, Warm: t.TempDir(), Prefix: prefix, Versions: p.models})
 	must(err)
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: env.Client, Bus: p.bus, Types: env.Types, Pipelines: []*workflows.Definition{d}, TaskQueue: prefix,
@@ -209,5 +225,38 @@ func TestLabelsReachTheDeployment(t *testing.T) {
 				t.Errorf("the log has the denials %v", denied)
 			}
 		})
+	}
+}
+
+// A label that somebody puts on the first dataset once the model has been made of what was
+// made of it keeps the model out of service, by the stage and by hand.
+func TestLabelAddedAfterTrainingDeniesTheDeployment(t *testing.T) {
+	env := open(t)
+	var p plane
+	d := learningThen(t, func(ctx context.Context) error { return p.store.AddLabels(ctx, measured, label.Set{"licence:cc-by-nc-4.0"}) })
+	p = openPlane(t, env, "later", events.Place{Use: "commercial"}, d)
+	run, err := workflows.Start(t.Context(), env.Client, d, workflows.RunInput{Run: "later"}, workflows.StartOptions{TaskQueue: "later"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := run.Result(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	trained, _ := res.Stage("train")
+	v, err := p.models.Get(t.Context(), "m", trained.Version)
+	if err != nil || len(v.Labels) != 0 {
+		t.Errorf("the model was made with %v, %v", v.Labels, err)
+	}
+	if h, err := p.store.Head(t.Context(), features); err != nil || len(h.Labels) != 0 {
+		t.Errorf("the features were made with %v, %v", h.Labels, err)
+	}
+	deployed, _ := res.Stage("deploy")
+	if deployed.Notes["outcome"] != deploy.Refused || !strings.Contains(deployed.Notes["reason"], "data under cc-by-nc-4.0 allow no commercial use") {
+		t.Errorf("%v", deployed.Notes)
+	}
+	err = p.models.Promote(t.Context(), models.Promotion{Model: "m", Alias: models.Champion, ID: v.ID, Run: "by-hand"})
+	if _, none := p.models.Alias(t.Context(), "m", models.Champion); !errors.Is(err, events.ErrDenied) || !errors.Is(none, models.ErrNotFound) {
+		t.Errorf("promoted by hand: %v, %v", err, none)
 	}
 }
