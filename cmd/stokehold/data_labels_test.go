@@ -13,12 +13,18 @@ import (
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
+	"github.com/stokehold/stokehold/governance/label"
 	"github.com/stokehold/stokehold/internal/natstest"
+	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/objectdir"
 )
 
 func (moved) Whoami(context.Context) (string, error) { return "ada", nil }
+
+func (m moved) DeclassifyModel(ctx context.Context, model, version string, d label.Declassification, actor string) (id string, removed, left label.Set, err error) {
+	return declassifyModel(ctx, m.models, model, version, d, actor)
+}
 
 const personalOnly = `apiVersion: stokehold.dev/v1
 kind: Policy
@@ -82,6 +88,14 @@ func TestDataLabels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	derived, err := s.Writer(ctx, "sums", schema, tiers.Fence{Run: "r1", Stage: "sum", Attempt: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	derived.MadeOf(label.Source{Dataset: "patients"})
+	if err := derived.Finish(ctx); err != nil {
+		t.Fatal(err)
+	}
 	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
 	defer b.Release()
 	b.Field(0).(*array.Int64Builder).AppendValues([]int64{1, 2}, nil)
@@ -94,7 +108,7 @@ func TestDataLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := strings.TrimPrefix(nc.ConnectedUrl(), "nats://")
-	stokehold := dataCommand(t, address, open)
+	stokehold := dataCommand(t, address, func() moved { return moved{Store: open()} })
 	for _, c := range []struct {
 		args []string
 		code int
@@ -106,6 +120,7 @@ func TestDataLabels(t *testing.T) {
 		{[]string{"label", "nobody", "pii"}, exitFailure, "no dataset"},
 		{[]string{"show", "patients"}, exitOK, "labels pii:health, residency:eu"},
 		{[]string{"ls"}, exitOK, "pii:health residency:eu"},
+		{[]string{"show", "sums"}, exitOK, "with those of what it was made of: labels pii:health, residency:eu"},
 		{[]string{"move", "patients"}, exitFailure, "the data may lie in eu only, not in us"},
 		{[]string{"declassify", "patients", "pii"}, exitUsage, "needs a reason"},
 		{[]string{"declassify", "patients", "residency:eu", "--reason", "cheaper"}, exitUsage, "as a whole"},
@@ -117,5 +132,54 @@ func TestDataLabels(t *testing.T) {
 		if said := out + errs; code != c.code || !strings.Contains(said, c.want) {
 			t.Errorf("data %s: exit %d, want %d and %q in:\n%s", strings.Join(c.args, " "), code, c.code, c.want, said)
 		}
+	}
+}
+
+func TestModelsDeclassify(t *testing.T) {
+	ctx := t.Context()
+	nc := natstest.Start(t).Connect()
+	bus := judged(t, events.Config{Conn: nc}, personalOnly)
+	reg, err := models.Open(ctx, models.Config{Conn: nc, Bus: bus, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := reg.Register(ctx, models.Version{Model: "late", Format: models.Opaque, Kind: "k/v1", Labels: label.Set{"licence:x", "pii:health"}}, []byte("weights"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reg.Promote(ctx, models.Promotion{Model: "late", Alias: "staging", ID: v.ID}); err != nil {
+		t.Fatal(err)
+	}
+	warm := t.TempDir()
+	stokehold := command(t, "models", strings.TrimPrefix(nc.ConnectedUrl(), "nats://"), func() moved {
+		s, err := tiers.Open(ctx, tiers.Config{Conn: nc, Bus: bus, Host: &shm.Host{}, Warm: warm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return moved{Store: s, models: reg}
+	})
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"declassify", "late"}, exitUsage, "missing VERSION"},
+		{[]string{"declassify", "late", "staging"}, exitUsage, "missing LABEL..."},
+		{[]string{"declassify", "late", "staging", "pii"}, exitUsage, "needs a reason"},
+		{[]string{"declassify", "late", "staging", "PII", "--reason", "sums"}, exitUsage, `invalid label "PII"`},
+		{[]string{"declassify", "late", "nosuch", "pii", "--reason", "sums"}, exitFailure, "models: get late nosuch"},
+		{[]string{"declassify", "early", "staging", "pii", "--reason", "sums"}, exitFailure, "early"},
+		{[]string{"declassify", "late", v.ID[:3], "pii", "--reason", "sums"}, exitFailure, "give at least 6 digits"},
+		{[]string{"declassify", "late", "staging", "licence", "--reason", "cheaper"}, exitFailure, "only personal data"},
+		{[]string{"declassify", "late", "staging", "pii", "--reason", "sums"}, exitOK, "version " + v.Short()[:8]},
+		{[]string{"declassify", "late", v.ID[:8], "pii", "--reason", "sums"}, exitOK, "nothing to take off"},
+	} {
+		out, errs, code := stokehold(c.args...)
+		if said := out + errs; code != c.code || !strings.Contains(said, c.want) {
+			t.Errorf("models %s: exit %d, want %d and %q in:\n%s", strings.Join(c.args, " "), code, c.code, c.want, said)
+		}
+	}
+	if got, err := reg.Get(ctx, "late", v.ID); err != nil || len(got.Labels) != 1 || got.Labels[0] != "licence:x" {
+		t.Errorf("%v, %v", got.Labels, err)
 	}
 }

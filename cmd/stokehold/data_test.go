@@ -21,13 +21,17 @@ import (
 	"github.com/stokehold/stokehold/cmd/internal/config"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/internal/natstest"
+	"github.com/stokehold/stokehold/models"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/objectdir"
 	"github.com/stokehold/stokehold/workflows"
 )
 
 // moved makes migrations where it is asked for them, without Temporal.
-type moved struct{ *tiers.Store }
+type moved struct {
+	*tiers.Store
+	models *models.Registry // nil: there is none
+}
 
 func (m moved) Migrate(ctx context.Context, w workflows.Migration) (string, error) {
 	for seq := w.From; seq < w.To; seq++ {
@@ -89,7 +93,7 @@ func TestData(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := strings.TrimPrefix(nc.ConnectedUrl(), "nats://")
-	stokehold := dataCommand(t, address, open)
+	stokehold := dataCommand(t, address, func() moved { return moved{Store: open()} })
 	expect := func(want string, args ...string) {
 		t.Helper()
 		out, errs, code := stokehold(args...)
@@ -197,16 +201,22 @@ func checkExports(t *testing.T, dir string) {
 }
 
 // dataCommand runs `stokehold data` against the servers at address and a store.
-func dataCommand(t *testing.T, address string, open func() *tiers.Store) func(args ...string) (out, errs string, code int) {
+func dataCommand(t *testing.T, address string, open func() moved) func(args ...string) (out, errs string, code int) {
+	t.Helper()
+	return command(t, "data", address, open)
+}
+
+// command runs a command that needs the data plane.
+func command(t *testing.T, name, address string, open func() moved) func(args ...string) (out, errs string, code int) {
 	t.Helper()
 	return func(args ...string) (string, string, int) {
 		var out, errs bytes.Buffer
 		env := &environment{Out: &out, Err: &errs, Now: time.Now, Environ: []string{
 			"NATS_URL=nats://" + address, "TEMPORAL_ADDRESS=" + address, "STOKEHOLD_STATE=" + t.TempDir(),
 		}}
-		code := run(append([]string{"data"}, args...), env, platform{
+		code := run(append([]string{name}, args...), env, platform{
 			Discover: func(string) (config.Found, bool, error) { return config.Found{}, false, nil },
-			Data:     func(context.Context, config.Config) (dataSystem, error) { return moved{open()}, nil },
+			Data:     func(context.Context, config.Config) (dataSystem, error) { return open(), nil },
 		})
 		return out.String(), errs.String(), code
 	}

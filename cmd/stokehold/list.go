@@ -258,6 +258,7 @@ type modelJSON struct {
 
 func (a *app) models() *cobra.Command {
 	cmd := &cobra.Command{Use: "models [MODEL]", Short: "List models, or the versions of one", Args: args("[MODEL]")}
+	cmd.AddCommand(a.modelsDeclassify())
 	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, pos []string) (err error) {
 		out, err := format()

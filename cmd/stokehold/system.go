@@ -109,6 +109,10 @@ type dataSystem interface {
 	Unpin(ctx context.Context, dataset string, from, to uint64, hold bool) (int, error)
 	AddLabels(ctx context.Context, dataset string, labels label.Set) error
 	Declassify(ctx context.Context, dataset string, d label.Declassification, actor string) (label.Set, error)
+	EffectiveLabels(ctx context.Context, dataset string) (label.Set, error)
+	// DeclassifyModel takes labels off a version, by an id, a prefix of one or an alias, and
+	// says which version that is.
+	DeclassifyModel(ctx context.Context, model, version string, d label.Declassification, actor string) (id string, removed, left label.Set, err error)
 	Whoami(ctx context.Context) (string, error) // "": nobody known
 	TakeOverCold(ctx context.Context) error
 	OpenBatch(ctx context.Context, ref arrowio.Ref, toArena bool) (*tiers.Batch, error)
@@ -125,6 +129,10 @@ type stored struct {
 }
 
 func (s stored) Whoami(ctx context.Context) (string, error) { return s.app.Whoami(ctx, s.actor) }
+
+func (s stored) DeclassifyModel(ctx context.Context, model, version string, d label.Declassification, actor string) (id string, removed, left label.Set, err error) {
+	return declassifyModel(ctx, s.app.Models, model, version, d, actor)
+}
 
 func (s stored) Migrate(ctx context.Context, m workflows.Migration) (string, error) {
 	return s.app.Migrate(ctx, m)
