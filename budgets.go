@@ -190,25 +190,33 @@ func (d *BudgetDesk) Whoami(ctx context.Context, claimed string) (string, error)
 // Close disconnects. Repeatable.
 func (d *BudgetDesk) Close(ctx context.Context) error { return d.app.Close(ctx) }
 
-// Change runs one of budget.Apply, Set and Raise, of which the decision log has the
-// actor and the reason on record first, and tells the runs that wait.
+// budgetGate reaches Temporal once there is a change to judge.
+type budgetGate struct{ app *App }
+
+func (g budgetGate) Publish(ctx context.Context, evs ...events.Event) error {
+	if g.app.Temporal == nil {
+		if err := g.app.dialTemporal(ctx, options{}); err != nil {
+			return err
+		}
+	}
+	return workflows.BudgetGate{Client: g.app.Temporal, TaskQueue: g.app.cfg.Temporal.TaskQueue}.Publish(ctx, evs...)
+}
+
+// Change runs one of budget.Apply, Set and Raise, and tells the runs that wait. The change
+// is an event, budget.changed, that a worker of the deployment judges before it takes
+// effect (workflows.BudgetGate, whose errors say what came of that), and the decision log
+// has the actor and the reason on record.
 func (d *BudgetDesk) Change(ctx context.Context, actor, reason string, change func(context.Context, budget.Changing) (budget.Entry, error)) (_ budget.Entry, told int, err error) {
 	log, err := audit.Open(ctx, audit.Config{Conn: d.app.nc})
 	if err != nil {
 		return budget.Entry{}, 0, err
 	}
 	defer func() { err = errors.Join(err, log.Close(context.WithoutCancel(ctx))) }()
-	e, err := change(ctx, budget.Changing{Store: d.Store, Log: log, Actor: strings.TrimSpace(actor), Reason: reason})
+	e, err := change(ctx, budget.Changing{Store: d.Store, Log: log, Bus: budgetGate{d.app}, Actor: strings.TrimSpace(actor), Reason: reason})
 	if err != nil {
 		return e, 0, err
 	}
-	if d.app.Temporal == nil {
-		err = d.app.dialTemporal(ctx, options{})
-	}
-	if err == nil {
-		told, err = workflows.TellBudget(ctx, d.app.Temporal)
-	}
-	if err != nil {
+	if told, err = workflows.TellBudget(ctx, d.app.Temporal); err != nil {
 		err = fmt.Errorf("the limits are changed, but not all runs were told, and will look for themselves: %w", err)
 	}
 	return e, told, err

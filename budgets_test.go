@@ -30,6 +30,11 @@ spec:
       messageExpression: "'not on ' + worker.accelerator + ' in ' + worker.region"
 `
 
+// unjudged lets limits be set that are not what a test is about.
+type unjudged struct{}
+
+func (unjudged) Publish(context.Context, ...events.Event) error { return nil }
+
 // Policies deny by what the ledger holds of an event's team and pipeline, and by
 // where it is published, on a real server.
 func TestPoliciesSeeBudgetsAndWorkers(t *testing.T) {
@@ -87,7 +92,7 @@ func TestPoliciesSeeBudgetsAndWorkers(t *testing.T) {
 		}
 	}
 	expect("no limits", "missing field: the fact budget has no field")
-	if _, err := budget.Apply(ctx, budget.Changing{Store: store, Log: &governance.MemoryLog{}, Actor: "ann", Reason: "a test"}, []byte(`
+	if _, err := budget.Apply(ctx, budget.Changing{Store: store, Log: &governance.MemoryLog{}, Bus: unjudged{}, Actor: "ann", Reason: "a test"}, []byte(`
 apiVersion: stokehold.dev/v1
 kind: Budgets
 prices: {nvidia-h100: 0.5}

@@ -290,6 +290,29 @@ type ApprovalVote struct {
 	At      time.Time `json:"at"`
 }
 
+// BudgetChanged is the data of TypeBudgetChanged. Whether it is allowed on publish is
+// whether the limits change.
+type BudgetChanged struct {
+	How    string `json:"how"`              // applied (a whole document), set or raised
+	Scope  string `json:"scope,omitempty"`  // e.g. team/late; empty: a whole document
+	Window string `json:"window,omitempty"` // run, day or month
+	Change string `json:"change"`           // for people
+	Reason string `json:"reason"`
+	// Weaker: some limit is higher than before, or gone, or what counts towards it has changed.
+	Weaker bool          `json:"weaker"`
+	Before *BudgetLimits `json:"before,omitempty"` // of the scope; absent: it had none
+	After  *BudgetLimits `json:"after,omitempty"`
+	Digest string        `json:"digest"` // of the document that is to be stored
+	Over   int64         `json:"over"`   // revision that it replaces; 0: there was none
+}
+
+// BudgetLimits are the limits of one scope in one window; absent: no limit.
+type BudgetLimits struct {
+	Money              *float64           `json:"money,omitempty"`
+	AcceleratorSeconds *float64           `json:"accelerator_seconds,omitempty"`
+	Seconds            map[string]float64 `json:"seconds,omitempty"` // by accelerator
+}
+
 // BudgetExhausted is the data of TypeBudgetExhausted.
 type BudgetExhausted struct {
 	Pipeline    string  `json:"pipeline"`

@@ -35,6 +35,7 @@ const (
 	TypeApprovalRequested  = "approval.requested"
 	TypeApprovalDecided    = "approval.decided"
 	TypeBudgetExhausted    = "budget.exhausted"
+	TypeBudgetChanged      = "budget.changed"
 	TypePolicyRefused      = "policy.refused"
 )
 
@@ -79,6 +80,7 @@ func standardTypes() []Type {
 		{TypeApprovalRequested, "People are asked to approve an event", asked, "governance/approval", ApprovalRequested{}},
 		{TypePolicyRefused, "A process does not take the newest policy bundle, and goes on with those that it has", "bundle", "stokehold", PolicyRefused{}},
 		{TypeApprovalDecided, "A request for approval is decided, or expired undecided", asked, "governance/approval", ApprovalDecided{}},
+		{TypeBudgetChanged, "Limits of what may be spent are about to change; judging it is the gate", "scope, or budgets", "workflows", BudgetChanged{}},
 		{TypeBudgetExhausted, "A stage has nothing left to use, and waits for a budget", run, "workflows", BudgetExhausted{}},
 	}
 }

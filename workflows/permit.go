@@ -61,20 +61,30 @@ func permit(ctx workflow.Context, m *Migration) error {
 	req := tiers.MigrationRequest{
 		ID: own.ID + "/requested@" + first, Dataset: m.Dataset, From: m.From, To: m.To, Tier: m.Tier, Evict: m.Evict, Reason: m.Reason, Actor: m.Actor,
 	}
+	err := throughGate(ctx, "the migration", func(ctx workflow.Context) error {
+		return workflow.ExecuteActivity(asking, permitActivity, req).Get(ctx, nil)
+	})
+	if err == nil {
+		m.Judged = first
+	}
+	return err
+}
+
+// throughGate has an event of the workflow's own judged by publish, and waits for people
+// where they must approve it: then it is published again, the same, and passes, or is
+// denied with the reason that they gave. what is what they are asked about.
+func throughGate(ctx workflow.Context, what string, publish func(workflow.Context) error) error {
 	var wait approvalWait
 	var told votes
 	show := func(ctx workflow.Context) {
 		var b strings.Builder
-		wait.tell(&b, "the migration")
+		wait.tell(&b, what)
 		workflow.SetCurrentDetails(ctx, clip(b.String(), 16<<10))
 	}
 	for {
-		err := workflow.ExecuteActivity(asking, permitActivity, req).Get(ctx, nil)
+		err := publish(ctx)
 		switch {
-		case err == nil:
-			m.Judged = first
-			return nil
-		case temporal.IsCanceledError(err):
+		case err == nil || temporal.IsCanceledError(err):
 			return err
 		case !wait.begin(err):
 			return notPermitted(&wait, err)
@@ -84,18 +94,18 @@ func permit(ctx workflow.Context, m *Migration) error {
 		}
 		waits(ctx, wait.need.ID)
 		wait.last = approvalState{State: approval.Pending}
-		_, err = wait.awaitPeople(ctx, own.ID, told, show)
+		_, err = wait.awaitPeople(ctx, workflow.GetInfo(ctx).WorkflowExecution.ID, told, show)
 		if err != nil && temporal.IsCanceledError(err) {
 			return err
 		}
 		if err != nil {
-			return temporal.NewNonRetryableApplicationError("people could not be asked whether batches may move: "+reason(err), errTypePermanent, err)
+			return temporal.NewNonRetryableApplicationError("people could not be asked about "+what+": "+reason(err), errTypePermanent, err)
 		}
 		waits(ctx, "")
 	}
 }
 
-// notPermitted is how a migration ends that may not begin.
+// notPermitted is how a workflow ends that may not go on.
 func notPermitted(w *approvalWait, err error) error {
 	kind := errTypePermanent
 	if w.last.State == approval.Rejected || w.last.State == approval.Expired {
@@ -104,7 +114,7 @@ func notPermitted(w *approvalWait, err error) error {
 	return temporal.NewNonRetryableApplicationError(reason(err), kind, err)
 }
 
-// waits says for others that the migration waits for an approval; "": for none.
+// waits says for others that the workflow waits for an approval; "": for none.
 func waits(ctx workflow.Context, approval string) {
 	info := workflow.GetInfo(ctx)
 	if err := workflow.UpsertMemo(ctx, map[string]any{memoApproval: approval}); err != nil {
@@ -148,20 +158,28 @@ func (a *activities) permit(ctx context.Context, r tiers.MigrationRequest) error
 	return temporal.NewApplicationError(msg, errTypeStage)
 }
 
-// migrationLook bounds how soon a migration is looked at again for what it waits for.
+// Bounds of how soon a workflow is looked at again for what it waits for.
 const (
-	migrationLook     = time.Second
-	lastMigrationLook = 30 * time.Second
+	firstLook = 250 * time.Millisecond
+	lastLook  = 30 * time.Second
 )
 
 // AwaitMigration waits for the end of the migration of that id, as MigrationOutcome
 // does, and calls parked, once, when it finds that the migration waits for people.
 func AwaitMigration(ctx context.Context, c client.Client, id string, parked func(approval string)) (MigrationResult, error) {
-	looking, stop := context.WithCancel(ctx)
+	stop := lookWhether(ctx, c, id, parked)
+	defer stop()
+	return MigrationOutcome(ctx, c, id)
+}
+
+// lookWhether calls parked, once, when the workflow of that id is found to wait for
+// people, unless stop is called before, which waits for it to return.
+func lookWhether(ctx context.Context, c client.Client, id string, parked func(approval string)) (stop func()) {
+	looking, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for pause := migrationLook; ; pause = min(2*pause, lastMigrationLook) {
+		for pause := firstLook; ; pause = min(2*pause, lastLook) {
 			t := time.NewTimer(pause)
 			select {
 			case <-looking.Done():
@@ -176,10 +194,10 @@ func AwaitMigration(ctx context.Context, c client.Client, id string, parked func
 			}
 		}
 	}()
-	r, err := MigrationOutcome(ctx, c, id)
-	stop()
-	<-ended
-	return r, err
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // MigrationWaits returns the approval that the migration of that id waits for; "": for

@@ -78,7 +78,7 @@ func TestMigrationThatMayNotBegin(t *testing.T) {
 	}{
 		"denied":           {events.ErrDenied, nil, "event denied"},
 		"nobody asks":      {needed(id("a")), nil, "this worker cannot ask"},
-		"not to be asked":  {needed(id("a")), &people{err: events.ErrDenied}, "people could not be asked whether batches may move"},
+		"not to be asked":  {needed(id("a")), &people{err: events.ErrDenied}, "people could not be asked about the migration"},
 		"approved in vain": {needed(id("a")), answering(approval.Approved), "event needs approval"},
 		"not durable":      {tiers.ErrNotDurable, nil, "endpoint does not sync"},
 	} {

@@ -117,6 +117,7 @@ func RegisterWorkflows(r interface {
 	r.RegisterWorkflowWithOptions(runPipeline, workflow.RegisterOptions{Name: PipelineWorkflow})
 	r.RegisterWorkflowWithOptions(runTrigger, workflow.RegisterOptions{Name: TriggerWorkflow})
 	r.RegisterWorkflowWithOptions(runMigrate, workflow.RegisterOptions{Name: MigrateWorkflow})
+	r.RegisterWorkflowWithOptions(runBudgetChange, workflow.RegisterOptions{Name: BudgetChangeWorkflow})
 	r.RegisterWorkflowWithOptions(runTierPolicies, workflow.RegisterOptions{Name: TierPolicyWorkflow})
 }
 

@@ -74,7 +74,7 @@ func playedPlatform() platform {
 			return p, nil
 		},
 		Approve: func(context.Context, config.Config) (approver, error) { return newPlayed(), nil },
-		Host:    func(context.Context, config.Config, hosting) (system, error) { return newPlayed(), nil },
+		Host:    func(ctx context.Context, cfg config.Config, _ hosting) (system, error) { return playedHost(ctx, cfg) },
 		Feed: func(ctx context.Context, s system, h hosting) (report.Data, error) {
 			if os.Getenv("PLAYED_FEED") == "hang" {
 				<-ctx.Done()

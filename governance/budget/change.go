@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,9 +19,8 @@ import (
 )
 
 // DecisionType is the event type of the decisions by which changes of limits are on
-// record. No event of it is published: the document in the store is the
-// announcement.
-const DecisionType = "budget.changed"
+// record: those of the events that announce them, and one by who makes them.
+const DecisionType = events.TypeBudgetChanged
 
 // Codes of those decisions.
 const (
@@ -33,9 +33,18 @@ const (
 type Changing struct {
 	Store  *Store
 	Log    governance.DecisionLog // where it is on record before it takes effect
+	Bus    Publisher              // where it is judged before that
 	Actor  string                 // who
 	Reason string                 // why; required
 	Now    func() time.Time       // default time.Now
+}
+
+// Publisher has a change judged and announces it. *events.Bus is one, for who may publish
+// events; workflows.BudgetGate another, for who may not. The error, in particular one that
+// wraps events.ErrDenied or events.ErrApprovalRequired, leaves the limits as they are. A
+// change that people must approve first is the same event when it is tried again.
+type Publisher interface {
+	Publish(ctx context.Context, evs ...events.Event) error
 }
 
 const maxReasonBytes = 1 << 10
@@ -46,8 +55,8 @@ func (c *Changing) check() error {
 		c.Now = time.Now
 	}
 	switch {
-	case c.Store == nil || c.Log == nil:
-		return fmt.Errorf("%w: Store and Log are required", ErrConfig)
+	case c.Store == nil || c.Log == nil || c.Bus == nil:
+		return fmt.Errorf("%w: Store, Log and Bus are required", ErrConfig)
 	case c.Reason == "" || len(c.Reason) > maxReasonBytes || !utf8.ValidString(c.Reason):
 		return fmt.Errorf("%w: the reason must be text of 1 to %d bytes", ErrInvalid, maxReasonBytes)
 	case c.Actor == "" || len(c.Actor) > maxNameBytes || !utf8.ValidString(c.Actor):
@@ -67,7 +76,17 @@ func Apply(ctx context.Context, c Changing, raw []byte, over uint64) (Entry, err
 	if err != nil {
 		return Entry{}, err
 	}
-	return c.store(ctx, d, over, CodeApplied, fmt.Sprintf("%d budgets applied", len(d.Budgets)))
+	var before *Document
+	switch have, err := c.Store.Get(ctx); {
+	case err == nil && have.Revision == over:
+		before = have.Document // nil: it cannot be read
+	case err == nil:
+		return Entry{}, fmt.Errorf("%w: somebody else changed the limits meanwhile: look at them and try again", ErrConflict)
+	case !errors.Is(err, ErrNotFound):
+		return Entry{}, err
+	}
+	told := events.BudgetChanged{How: "applied", Weaker: over > 0 && (before == nil || before.weakened(d))}
+	return c.store(ctx, d, over, CodeApplied, fmt.Sprintf("%d budgets applied", len(d.Budgets)), told)
 }
 
 // Set gives a scope's budget new limits, and adds the budget if there is none. A
@@ -162,7 +181,7 @@ func (c Changing) change(ctx context.Context, scope string, window Window, code 
 		return Entry{}, err
 	}
 	b := &next.Budgets[i]
-	before := b.text(next.Currency)
+	before, was := b.text(next.Currency), b.event()
 	if err := alter(&b.Limits); err != nil {
 		return Entry{}, err
 	}
@@ -173,7 +192,62 @@ func (c Changing) change(ctx context.Context, scope string, window Window, code 
 	if err := next.check(); err != nil {
 		return Entry{}, err
 	}
-	return c.store(ctx, &next, e.Revision, code, fmt.Sprintf("%s per %s: %s, was %s", scope, b.Window, after, before))
+	told := events.BudgetChanged{
+		How: "set", Scope: scope, Window: string(b.Window), Before: was, After: b.event(), Weaker: e.Revision > 0 && e.Document.weakened(&next),
+	}
+	if code == CodeRaised {
+		told.How = "raised"
+	}
+	return c.store(ctx, &next, e.Revision, code, fmt.Sprintf("%s per %s: %s, was %s", scope, b.Window, after, before), told)
+}
+
+// event is the limits as events tell of them; nil: there are none.
+func (l Limits) event() *events.BudgetLimits {
+	if l.Money == nil && l.AcceleratorSeconds == nil && len(l.Seconds) == 0 {
+		return nil
+	}
+	out := &events.BudgetLimits{}
+	if l.Money != nil {
+		out.Money = new(l.Money.Float())
+	}
+	if l.AcceleratorSeconds != nil {
+		out.AcceleratorSeconds = new(l.AcceleratorSeconds.Float())
+	}
+	for kind, s := range l.Seconds {
+		if out.Seconds == nil {
+			out.Seconds = map[string]float64{}
+		}
+		out.Seconds[kind] = s.Float()
+	}
+	return out
+}
+
+// weakened reports whether next lets something be spent that d does not. What cannot be
+// compared counts as that.
+func (d *Document) weakened(next *Document) bool {
+	if d.Currency != next.Currency || d.TimeZone != next.TimeZone || !maps.EqualFunc(d.Teams, next.Teams, slices.Equal) || !maps.Equal(d.Prices, next.Prices) {
+		return true
+	}
+	higher := func(was, is *Micro) bool { return was != nil && (is == nil || *is > *was) }
+	for _, was := range d.Budgets {
+		i := slices.IndexFunc(next.Budgets, func(b Budget) bool { return b.Scope == was.Scope && b.Window == was.Window })
+		if i < 0 {
+			return true
+		}
+		is := next.Budgets[i]
+		if higher(was.Money, is.Money) || higher(was.AcceleratorSeconds, is.AcceleratorSeconds) {
+			return true
+		}
+		for kind, s := range was.Seconds {
+			if left, ok := is.Seconds[kind]; !ok || left > s {
+				return true
+			}
+		}
+	}
+	// Of budgets of runs the most particular counts, so that a new one may be a raise.
+	return slices.ContainsFunc(next.Budgets, func(b Budget) bool {
+		return b.Window == PerRun && !slices.ContainsFunc(d.Budgets, func(was Budget) bool { return was.Scope == b.Scope && was.Window == b.Window })
+	})
 }
 
 // find returns the index of a scope's budget.
@@ -216,7 +290,7 @@ func (l Limits) text(currency string) string {
 	return strings.Join(parts, ", ")
 }
 
-func (c Changing) store(ctx context.Context, d *Document, over uint64, code, what string) (Entry, error) {
+func (c Changing) store(ctx context.Context, d *Document, over uint64, code, what string, told events.BudgetChanged) (Entry, error) {
 	doc, err := json.Marshal(d)
 	if err != nil {
 		return Entry{}, fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -227,9 +301,15 @@ func (c Changing) store(ctx context.Context, d *Document, over uint64, code, wha
 	now := c.Now().UTC()
 	digest := sha256.Sum256(doc)
 	id := sha256.Sum256(fmt.Appendf(nil, "stk-budget-1\x00%d\x00%x", over, digest))
-	subject := "budgets"
-	if scope, _, ok := strings.Cut(what, " per "); ok {
-		subject = scope
+	subject := cmp.Or(told.Scope, "budgets")
+	told.Change, told.Reason, told.Digest, told.Over = what, c.Reason, hex.EncodeToString(digest[:16]), int64(over)
+	ev, err := events.New(events.TypeBudgetChanged, "/stokehold/budgets", subject, fmt.Sprintf("budgets/%d/%s", over, told.Digest), now, told)
+	if err != nil {
+		return Entry{}, err
+	}
+	ev.SetExtension(events.ExtActor, c.Actor)
+	if err := c.Bus.Publish(ctx, ev); err != nil {
+		return Entry{}, fmt.Errorf("budget: not changed: %w", err)
 	}
 	if err := c.Log.Append(ctx, []governance.Decision{{
 		ID: hex.EncodeToString(id[:16]), Time: now, Point: events.OnPublish, Action: events.Allow, EventID: fmt.Sprintf("budgets/%d", over),

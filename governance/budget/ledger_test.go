@@ -48,6 +48,19 @@ func open(t *testing.T, s *natstest.Server, clock func() time.Time) *budget.Ledg
 	return l
 }
 
+// told is a bus that notes what it is told, or refuses it.
+type told struct {
+	events []events.Event
+	err    error
+}
+
+func (b *told) Publish(_ context.Context, evs ...events.Event) error {
+	if b.err == nil {
+		b.events = append(b.events, evs...)
+	}
+	return b.err
+}
+
 // changing is who changes limits in tests; what is on record is in the log.
 func changing(t *testing.T, s *natstest.Server) (budget.Changing, *governance.MemoryLog) {
 	t.Helper()
@@ -56,7 +69,7 @@ func changing(t *testing.T, s *natstest.Server) (budget.Changing, *governance.Me
 		t.Fatal(err)
 	}
 	log := &governance.MemoryLog{}
-	return budget.Changing{Store: store, Log: log, Actor: "ann", Reason: "a test"}, log
+	return budget.Changing{Store: store, Log: log, Bus: &told{}, Actor: "ann", Reason: "a test"}, log
 }
 
 func apply(t *testing.T, s *natstest.Server, doc string) {
@@ -295,7 +308,7 @@ func TestRaise(t *testing.T) {
 		}
 		codes = append(codes, d.Code)
 	}
-	if got := strings.Join(codes, " "); got != "BudgetRaised BudgetRaised BudgetSet BudgetsApplied" {
+	if got := strings.Join(codes, " "); got != "BudgetRaised BudgetRaised BudgetSet" {
 		t.Errorf("on record: %s", got)
 	}
 	// What is not on record does not happen.
@@ -305,6 +318,89 @@ func TestRaise(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "not on record, so not changed") {
 		t.Errorf("without a record: %v", err)
+	}
+}
+
+// A change is told before it takes effect, by what it changes and whether that lets more
+// be spent; what is refused changes nothing, and is not on record as done.
+func TestChangesAreJudged(t *testing.T) {
+	s := natstest.Start(t)
+	c, log := changing(t, s)
+	bus := &told{}
+	c.Bus = bus
+	ctx := t.Context()
+	money := func(m int64) budget.Limits { return budget.Limits{Money: new(budget.Micro(m * 1e6))} }
+	document := func(doc string) func() (budget.Entry, error) {
+		return func() (budget.Entry, error) {
+			e, err := c.Store.Get(ctx)
+			if err != nil && !errors.Is(err, budget.ErrNotFound) {
+				return e, err
+			}
+			return budget.Apply(ctx, c, []byte(doc), e.Revision)
+		}
+	}
+	types, err := events.NewRegistry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name   string
+		do     func() (budget.Entry, error)
+		how    string
+		weaker bool
+	}{
+		{"the first document", document(limits), "applied", false},
+		{"the same again", document(limits), "applied", false},
+		{"a raise", func() (budget.Entry, error) { return budget.Raise(ctx, c, "team/late", "", money(5)) }, "raised", true},
+		{"less", func() (budget.Entry, error) { return budget.Set(ctx, c, "team/late", "", money(50)) }, "set", false},
+		{"more", func() (budget.Entry, error) { return budget.Set(ctx, c, "team/late", "", money(60)) }, "set", true},
+		{"one more budget", func() (budget.Entry, error) { return budget.Set(ctx, c, "pipeline/train", budget.Month, money(1)) }, "set", false},
+		{"a run of its own", func() (budget.Entry, error) { return budget.Raise(ctx, c, "run/train/r1", "", money(5)) }, "raised", true},
+		{"a document with less", document(strings.Replace(limits, "money: 20", "money: 10", 1)), "applied", true}, // what was set above is gone
+		{"one with a limit less", document(strings.Replace(limits, ", cpu: 3600", "", 1)), "applied", true},
+		{"one with another price", document(strings.Replace(limits, "prices: {", "prices: {gpu: 1, ", 1)), "applied", true},
+	} {
+		before, _ := c.Store.Get(ctx)
+		bus.events = nil
+		e, err := step.do()
+		if err != nil || len(bus.events) != 1 || e.Revision == before.Revision {
+			t.Fatalf("%s: %+v, %v, %d events", step.name, e, err, len(bus.events))
+		}
+		ev := bus.events[0]
+		var d events.BudgetChanged
+		if err := errors.Join(types.Check(&ev), ev.DataAs(&d)); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if d.How != step.how || d.Weaker != step.weaker || d.Change != e.Change || d.Reason != "a test" || d.Over != int64(before.Revision) || ev.Extensions()[events.ExtActor] != "ann" {
+			t.Errorf("%s: %+v", step.name, d)
+		}
+		if step.name == "a raise" && (ev.Subject() != "team/late" || *d.Before.Money != 100 || *d.After.Money != 105 || *d.After.AcceleratorSeconds != 1000 || d.Window != "month") {
+			t.Errorf("%s: %s %+v", step.name, ev.Subject(), d)
+		}
+	}
+	before, err := c.Store.Get(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		for range log.Read(ctx, time.Time{}) {
+			n++
+		}
+		return n
+	}
+	records := count()
+	for _, why := range []error{events.ErrDenied, events.ErrApprovalRequired, context.DeadlineExceeded} {
+		bus.err = why
+		if _, err := budget.Raise(ctx, c, "run/*", "", money(1)); !errors.Is(err, why) || !strings.Contains(err.Error(), "not changed") {
+			t.Errorf("%v: %v", why, err)
+		}
+	}
+	if after, err := c.Store.Get(ctx); err != nil || after.Revision != before.Revision || count() != records {
+		t.Errorf("revision %d, %v, %d records", after.Revision, err, count()-records)
+	}
+	c.Bus = nil
+	if _, err := budget.Raise(ctx, c, "run/*", "", money(1)); !errors.Is(err, budget.ErrConfig) {
+		t.Errorf("without a judge: %v", err)
 	}
 }
 
@@ -483,7 +579,7 @@ func TestRoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := budget.Changing{Store: store, Log: &governance.MemoryLog{}, Actor: "ann", Reason: "a test"}
+	c := budget.Changing{Store: store, Log: &governance.MemoryLog{}, Bus: &told{}, Actor: "ann", Reason: "a test"}
 	if _, err := budget.Apply(t.Context(), c, []byte(limits), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,19 @@ spec:
       message: leaves the building
       action: requireApproval
       approval: {roles: [release], quorum: 1, expires: 24h}
+---
+apiVersion: stokehold.dev/v1
+kind: Policy
+metadata: {name: money}
+spec:
+  match: {types: [budget.changed]}
+  rules:
+    - {name: reason, expression: data.reason != 'because', message: say why}
+    - name: raises
+      expression: "!data.weaker"
+      message: more money
+      action: requireApproval
+      approval: {roles: [release], quorum: 1, expires: 24h}
 `
 
 // archive is a store with a cold tier, on a bus that judges by a policy, and people.
