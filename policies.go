@@ -221,7 +221,7 @@ func (d *PolicyDesk) Apply(ctx context.Context, b *bundle.Bundle, over uint64, f
 // Read opens a bus that only reads: its judge lets everything pass, since what is
 // read is asked about and acted on by nobody. Close it.
 func (d *PolicyDesk) Read(ctx context.Context) (*events.Bus, error) {
-	return events.Open(ctx, events.Config{Conn: d.app.nc, Types: d.Types, Judge: events.AllowAll(), Logger: d.app.cfg.Log})
+	return events.Open(ctx, events.Config{Conn: d.app.nc, Types: d.Types, Judge: events.AllowAll(), Logger: d.app.cfg.Log, ReadOnly: true})
 }
 
 // connectOptions are the credentials and the inboxes of a connection.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ import (
 // What the command line explains and replays is decided by what the deployment
 // knows, and it says what nobody can know any more.
 func TestDeskHasFacts(t *testing.T) {
-	as := permitted(t, events.RoleGate)
+	as := permitted(t, events.RoleGate, events.RolePolicyAuthor)
 	state := t.TempDir()
 	cfg := Config{NATS: as[events.RoleGate], StateDir: state, HotBytes: 1 << 20, NoPeers: true, Log: slog.New(slog.DiscardHandler)}
 	gate := hosting(t, cfg)
@@ -56,7 +57,8 @@ spec:
 	if got := set.Facts(); !slices.Equal(got, []string{"dataset", "actor", "budget"}) {
 		t.Errorf("the policies read %v", got)
 	}
-	cfg.StateDir = t.TempDir()
+	// Who makes policies has the rights of that alone.
+	cfg.StateDir, cfg.NATS = t.TempDir(), as[events.RolePolicyAuthor]
 	desk, err := ConnectPolicies(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +85,37 @@ spec:
 	}
 	if d, err := e.Decide(t.Context(), events.OnPublish, time.Now(), &ev); err != nil || d.Rule != "rows" || d.Reason != "few" {
 		t.Errorf("decided %+v, %v", d, err)
+	}
+	// And reads what was judged, to replay it, but publishes nothing.
+	bus, err := desk.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for d, err := range bus.Replay(t.Context(), events.Subscription{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Type() == events.TypeBatchPublished {
+			read++
+		}
+	}
+	if err := bus.Publish(t.Context(), ev); read != 1 || !errors.Is(err, events.ErrConfig) {
+		t.Errorf("read %d events; published: %v", read, err)
+	}
+	if _, err := bus.Subscribe(t.Context(), events.Subscription{}, func(context.Context, events.Delivery) error { return nil }); !errors.Is(err, events.ErrConfig) {
+		t.Errorf("subscribed: %v", err)
+	}
+	if err := bus.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if model := facts.Champion; model == nil {
+		t.Error("nobody is asked about models")
+	} else if err := model(t.Context(), &ev, &governance.Model{Name: "late"}); err != nil {
+		t.Errorf("the champion: %v", err)
+	}
+	if err := facts.Budget(t.Context(), &ev, &governance.Budget{}); err != nil {
+		t.Errorf("budgets: %v", err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +24,9 @@ type Config struct {
 	MaxBytes int64         // of the event stream; default 1 GiB
 	Dedupe   time.Duration // JetStream duplicate window; default 10 minutes
 	Logger   *slog.Logger  // default slog.Default()
+	// ReadOnly is for those who may read the streams and nothing else: nothing is created,
+	// probed or moved, and publishing and subscribing fail.
+	ReadOnly bool
 }
 
 // withDefaults returns the complete configuration, or all its faults at once.
@@ -122,12 +124,18 @@ func Open(ctx context.Context, cfg Config) (*Bus, error) {
 		consumers: make(map[*Consumer]struct{}),
 	}
 	for _, s := range cfg.streams() {
+		if cfg.ReadOnly {
+			break
+		}
 		if err := ensureStream(ctx, js, s); err != nil {
 			return nil, err
 		}
 	}
 	if b.sender, err = newSender(cfg.Conn); err != nil {
 		return nil, &Error{Op: "open", Err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+	}
+	if cfg.ReadOnly {
+		return b, nil
 	}
 	if err := b.Probe(ctx); err != nil {
 		b.sender.close()
@@ -177,7 +185,10 @@ func (b *Bus) Close(ctx context.Context) error {
 		stops.Go(func() { stopped[i] = c.Stop(ctx) })
 	}
 	stops.Wait()
-	errs := slices.Concat(stopped, []error{b.mover.stop(ctx)})
+	errs := stopped
+	if b.mover != nil {
+		errs = append(errs, b.mover.stop(ctx))
+	}
 
 	idle := make(chan struct{})
 	go func() {
@@ -216,6 +227,9 @@ func (b *Bus) enter(op string) error {
 	defer b.mu.Unlock()
 	if b.closed {
 		return &Error{Op: op, Err: ErrClosed}
+	}
+	if b.cfg.ReadOnly { // all that is counted writes
+		return &Error{Op: op, Hint: "open it without ReadOnly", Err: fmt.Errorf("%w: the bus only reads", ErrConfig)}
 	}
 	b.active.Add(1)
 	return nil

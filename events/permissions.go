@@ -22,7 +22,8 @@ const (
 	RoleComponent Role = "component"
 	// RoleAuditor reads the decision log.
 	RoleAuditor Role = "auditor"
-	// RolePolicyAuthor applies policy bundles, and puts that on record.
+	// RolePolicyAuthor applies policy bundles, and puts that on record. It reads events,
+	// the catalog, the registry, approvals and budgets, to try policies on.
 	RolePolicyAuthor Role = "policy-author"
 	// RoleBudgetAuthor sets what runs may spend, and puts that on record.
 	RoleBudgetAuthor Role = "budget-author"
@@ -84,6 +85,11 @@ func Permissions(a Access) (Grants, error) {
 		g.reads(g.n.decisions())
 	case RolePolicyAuthor:
 		g.author(g.n.policies())
+		// What was judged, and by which facts, to say what other policies would.
+		g.reads(g.n.events())
+		for _, b := range append(g.n.buckets(), g.n.budgets()) {
+			g.readsBucket(b)
+		}
 	case RoleBudgetAuthor:
 		g.author(g.n.budgets())
 		g.readsBucket(g.n.usage())
