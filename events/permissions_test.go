@@ -267,3 +267,32 @@ func TestNobodyPublishesPastTheGate(t *testing.T) {
 	default:
 	}
 }
+
+// Who may only read opens a bus where nothing is yet, and makes nothing there.
+func TestReadOnlyBus(t *testing.T) {
+	srv := natstest.Start(t)
+	bus, err := events.Open(t.Context(), events.Config{Conn: srv.Connect(), Judge: events.AllowAll(), ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, err := range bus.Replay(t.Context(), events.Subscription{}) {
+		t.Errorf("%v, %v", d, err)
+	}
+	ev, err := events.New(events.TypeRunStarted, "/test", "p/r", "r", time.Now(), events.RunStarted{Pipeline: "p", Run: "p/r"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bus.Publish(t.Context(), ev); !errors.Is(err, events.ErrConfig) {
+		t.Errorf("published: %v", err)
+	}
+	if err := bus.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	js, err := jetstream.New(srv.Connect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s := range js.StreamNames(t.Context()).Name() {
+		t.Errorf("it made the stream %s", s)
+	}
+}

@@ -123,6 +123,9 @@ func (b *Bus) history(ctx context.Context, stream string, filters []string, from
 			yield(stored{}, &Error{Op: "receive", Hint: "is the server reachable?", Err: fmt.Errorf("%w: read stream %s: %w", ErrUnavailable, stream, err)})
 		}
 		s, err := b.js.Stream(ctx, stream)
+		if b.cfg.ReadOnly && errors.Is(err, jetstream.ErrStreamNotFound) {
+			return // nobody who may has made it yet
+		}
 		if err != nil {
 			fail(err)
 			return

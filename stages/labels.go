@@ -28,8 +28,8 @@ type lineage struct {
 
 	mu    sync.Mutex
 	read  label.Set
-	from  []label.Source      // what all that is
-	stops map[string][]string // labels that governance let the pipeline take off, by what from
+	from  []label.Source       // what all that is
+	stops map[string][]string  // labels that governance let the pipeline take off, by what from
 	weak  map[string]weakened  // datasets that were found to have lost labels
 	taken map[string]label.Set // declassified, by what from: allowed already
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -71,7 +72,7 @@ func TestEffectiveLabels(t *testing.T) {
 func TestTooManyAncestorsAndLabels(t *testing.T) {
 	long := things{}
 	for i := range 5000 {
-		long[fmt.Sprint(i)] = label.Node{From: from(fmt.Sprint(i + 1))}
+		long[strconv.Itoa(i)] = label.Node{From: from(strconv.Itoa(i + 1))}
 	}
 	long["5000"] = label.Node{}
 	if _, err := long.effective("0"); !errors.Is(err, label.ErrTooMany) {
@@ -86,7 +87,7 @@ func TestTooManyAncestorsAndLabels(t *testing.T) {
 		for j := range 40 {
 			n.Labels = append(n.Labels, fmt.Sprintf("l%d-%02d", i, j))
 		}
-		wide[fmt.Sprint(i)] = n
+		wide[strconv.Itoa(i)] = n
 	}
 	if _, err := wide.effective("sum"); !errors.Is(err, label.ErrTooMany) {
 		t.Errorf("%v", err)
@@ -109,22 +110,22 @@ func TestLabelsReachWhatWasMade(t *testing.T) {
 			}
 			for j := range n {
 				if rapid.IntRange(0, 3).Draw(t, "edge") == 0 {
-					src := label.Source{Dataset: fmt.Sprint(j)}
+					src := label.Source{Dataset: strconv.Itoa(j)}
 					if rapid.Bool().Draw(t, "stops") {
 						src.Stops = []string{rapid.SampledFrom([]string{"pii", "pii:a", "x"}).Draw(t, "stop")}
 					}
 					node.From = append(node.From, src)
 				}
 			}
-			all[fmt.Sprint(i)] = node
+			all[strconv.Itoa(i)] = node
 		}
 		for i := range n {
-			got, err := all.effective(fmt.Sprint(i))
+			got, err := all.effective(strconv.Itoa(i))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, l := range names {
-				if want := all.reaches(l, fmt.Sprint(i), map[string]bool{}); slices.Contains(got, l) != want {
+				if want := all.reaches(l, strconv.Itoa(i), map[string]bool{}); slices.Contains(got, l) != want {
 					t.Fatalf("%s of %d: has it %t, want %t: %v", l, i, !want, want, all)
 				}
 			}

@@ -233,7 +233,9 @@ func TestLabelsReachTheDeployment(t *testing.T) {
 func TestLabelAddedAfterTrainingDeniesTheDeployment(t *testing.T) {
 	env := open(t)
 	var p plane
-	d := learningThen(t, func(ctx context.Context) error { return p.store.AddLabels(ctx, measured, label.Set{"licence:cc-by-nc-4.0"}) })
+	d := learningThen(t, func(ctx context.Context) error {
+		return p.store.AddLabels(ctx, measured, label.Set{"licence:cc-by-nc-4.0"})
+	})
 	p = openPlane(t, env, "later", events.Place{Use: "commercial"}, d)
 	run, err := workflows.Start(t.Context(), env.Client, d, workflows.RunInput{Run: "later"}, workflows.StartOptions{TaskQueue: "later"})
 	if err != nil {
