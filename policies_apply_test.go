@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/events"
@@ -34,15 +33,7 @@ func permitted(t *testing.T, roles ...events.Role) map[events.Role]NATS {
 		out[role] = NATS{User: string(role), Password: Secret(role), Inbox: g.Inbox}
 		fmt.Fprintf(&users, "{user: %q, password: %q, %s}\n", role, role, g.Config())
 	}
-	path := filepath.Join(t.TempDir(), "nats.conf")
-	if err := os.WriteFile(path, []byte("authorization { users = [\n"+users.String()+"] }\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := server.ProcessConfigFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := natstest.Start(t, func(o *server.Options) { o.Users = parsed.Users })
+	srv := natstest.Start(t, natstest.Users(t, users.String()))
 	for role, n := range out {
 		n.URL = srv.URL()
 		out[role] = n

@@ -111,9 +111,10 @@ func (n names) decisions() string { return n.stream("DECISIONS") }
 func (n names) policies() string  { return n.prefix + "_policies" }
 func (n names) budgets() string   { return n.prefix + "_budgets" }
 func (n names) usage() string     { return n.prefix + "_usage" }
+func (n names) catalog() string   { return n.prefix + "_catalog" }
 func (n names) approvals() string { return n.prefix + "_approvals" }
 func (n names) buckets() []string {
-	return []string{n.prefix + "_catalog", n.prefix + "_models", n.approvals(), n.usage()}
+	return []string{n.catalog(), n.prefix + "_models", n.approvals(), n.usage()}
 }
 
 // granting collects subjects to publish to.
@@ -145,6 +146,9 @@ func (g *granting) gate() {
 		g.readsBucket(b)
 		g.allow("$KV." + b + ".>")
 	}
+	// Entries that went into a block of the catalog leave nothing behind: no marks of
+	// removal. Whoever may write the bucket could remove what is in it in any case.
+	g.allow("$JS.API.STREAM.PURGE.KV_" + g.n.catalog())
 	// Whoever is first makes the buckets of policies and of limits; what is in them is
 	// another's.
 	for _, b := range []string{g.n.policies(), g.n.budgets()} {

@@ -39,10 +39,15 @@ type world struct {
 
 func newWorld(tb testing.TB) *world {
 	tb.Helper()
+	return worldOn(tb, natstest.Start(tb))
+}
+
+// worldOn is newWorld with a server, and as one of its users.
+func worldOn(tb testing.TB, srv *natstest.Server, user ...nats.Option) *world {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	tb.Cleanup(cancel)
-	srv := natstest.Start(tb)
-	w := &world{tb: tb, ctx: ctx, srv: srv, conn: srv.Connect(), warm: filepath.Join(tb.TempDir(), "warm"), cold: tb.TempDir()}
+	w := &world{tb: tb, ctx: ctx, srv: srv, conn: srv.Connect(user...), warm: filepath.Join(tb.TempDir(), "warm"), cold: tb.TempDir()}
 	bus, err := events.Open(ctx, events.Config{Conn: w.conn, Judge: w})
 	if err != nil {
 		tb.Fatal(err)

@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -34,15 +31,7 @@ func roles(t *testing.T, refused chan<- error, users map[string]events.Access) f
 		inbox[name] = g.Inbox
 		fmt.Fprintf(&file, "{user: %q, password: x, %s}\n", name, g.Config())
 	}
-	path := filepath.Join(t.TempDir(), "nats.conf")
-	if err := os.WriteFile(path, []byte("authorization { users = [\n"+file.String()+"] }\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := server.ProcessConfigFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := natstest.Start(t, func(o *server.Options) { o.Users = parsed.Users })
+	srv := natstest.Start(t, natstest.Users(t, file.String()))
 	return func(name string) *nats.Conn {
 		return srv.Connect(nats.UserInfo(name, "x"), nats.CustomInboxPrefix(inbox[name]), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {

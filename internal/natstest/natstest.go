@@ -4,6 +4,8 @@
 package natstest
 
 import (
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +44,21 @@ func MaxStore(sizeBytes int64) Option {
 // StoreDir keeps the state in dir rather than in the test's own directory.
 func StoreDir(dir string) Option {
 	return func(o *server.Options) { o.StoreDir = dir }
+}
+
+// Users lets in the users of an authorization block alone: entries as an operator
+// writes them into the server's configuration file.
+func Users(tb testing.TB, entries string) Option {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "nats.conf")
+	if err := os.WriteFile(path, []byte("authorization { users = [\n"+entries+"] }\n"), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	parsed, err := server.ProcessConfigFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return func(o *server.Options) { o.Users = parsed.Users }
 }
 
 // Start runs a server until the test ends.
