@@ -4,6 +4,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 
 	"github.com/stokehold/stokehold/internal/arrowtest"
+	"github.com/stokehold/stokehold/internal/arrowtest/drawn"
 )
 
 // What these tests use of the generator that others use, too.
@@ -12,7 +13,7 @@ var (
 	nests      = arrowtest.Nests
 	canonical  = arrowtest.Canonical
 	unknown    = arrowtest.Unknown
-	drawBatch  = arrowtest.DrawBatch
+	drawBatch  = drawn.Batch
 	plainBatch = arrowtest.PlainBatch
 	integers   = arrowtest.Integers
 	width      = arrowtest.Width

@@ -19,6 +19,7 @@ import (
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/parquet"
 	"github.com/stokehold/stokehold/internal/arrowtest"
+	"github.com/stokehold/stokehold/internal/arrowtest/drawn"
 )
 
 // holds reports whether Parquet can hold a type, as docs/PARQUET.md says.
@@ -320,12 +321,12 @@ func TestRandomBatchesRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		fields := make([]arrow.Field, rapid.IntRange(1, 4).Draw(t, "columns"))
 		for i := range fields {
-			fields[i] = arrowtest.DrawField(t, 3)
+			fields[i] = drawn.Field(t, 3)
 			if !holds(fields[i].Type) && rapid.IntRange(0, 9).Draw(t, "keep") > 0 {
 				fields[i].Type = arrow.ListOf(arrow.PrimitiveTypes.Int8)
 			}
 		}
-		rec := arrowtest.DrawRows(t, fields)
+		rec := drawn.Rows(t, fields)
 		defer rec.Release()
 		config := parquet.WriterConfig{
 			Compression:  rapid.SampledFrom([]parquet.Compression{parquet.Zstd, parquet.Snappy, parquet.Uncompressed}).Draw(t, "compression"),

@@ -13,7 +13,6 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/extensions"
 	"github.com/apache/arrow-go/v18/arrow/memory"
-	"pgregory.net/rapid"
 )
 
 // Leaves are the types without children, one of each kind and unit.
@@ -92,82 +91,6 @@ func Unknown() []arrow.Field {
 		field(arrow.BinaryTypes.Binary, "example.com/nobody-knows", "\x00\xff not text"),
 		field(&arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int8, ValueType: arrow.BinaryTypes.String}, "example.com/dict", ""),
 	}
-}
-
-// DrawType draws a type nested to a depth.
-func DrawType(t *rapid.T, depth int) arrow.DataType {
-	if depth > 0 && rapid.IntRange(0, 2).Draw(t, "nested") > 0 {
-		elem := DrawType(t, depth-1)
-		if rapid.IntRange(0, 3).Draw(t, "struct") == 0 {
-			fields := make([]arrow.Field, rapid.IntRange(0, 3).Draw(t, "fields"))
-			for i := range fields {
-				fields[i] = DrawField(t, depth-1)
-			}
-			return arrow.StructOf(fields...)
-		}
-		return rapid.SampledFrom(Nests(elem)).Draw(t, "nest")
-	}
-	if rapid.IntRange(0, 9).Draw(t, "extension") == 0 {
-		return rapid.SampledFrom(Canonical()).Draw(t, "canonical")
-	}
-	return rapid.SampledFrom(Leaves()).Draw(t, "leaf")
-}
-
-// DrawField draws a field, of an extension type that nobody knows now and then.
-func DrawField(t *rapid.T, depth int) arrow.Field {
-	if rapid.IntRange(0, 15).Draw(t, "unknown") == 0 {
-		return rapid.SampledFrom(Unknown()).Draw(t, "extension")
-	}
-	f := arrow.Field{Name: rapid.SampledFrom([]string{"a", "b", "värde", "", "a b", "長"}).Draw(t, "name"), Type: DrawType(t, depth)}
-	f.Nullable = onlyNull(f.Type) || rapid.Bool().Draw(t, "nullable")
-	f.Metadata = DrawMetadata(t)
-	return f
-}
-
-// onlyNull reports whether every value of a type is null.
-func onlyNull(dt arrow.DataType) bool {
-	switch t := dt.(type) {
-	case *arrow.DictionaryType:
-		return onlyNull(t.ValueType)
-	case *arrow.RunEndEncodedType:
-		return onlyNull(t.Encoded())
-	}
-	return dt.ID() == arrow.NULL
-}
-
-// DrawMetadata draws metadata, in which text is not always UTF-8.
-func DrawMetadata(t *rapid.T) arrow.Metadata {
-	switch rapid.IntRange(0, 3).Draw(t, "metadata") {
-	case 0:
-		return arrow.NewMetadata([]string{"z", "a", ""}, []string{"1", "", "\xff\x00"})
-	case 1:
-		return arrow.NewMetadata([]string{"unit"}, []string{"m"})
-	}
-	return arrow.Metadata{}
-}
-
-// DrawBatch draws a schema and fills it as DrawRows does.
-func DrawBatch(t *rapid.T) arrow.RecordBatch {
-	fields := make([]arrow.Field, rapid.IntRange(0, 4).Draw(t, "columns"))
-	for i := range fields {
-		fields[i] = DrawField(t, 3)
-	}
-	return DrawRows(t, fields)
-}
-
-// DrawRows draws a batch with the fields, sometimes cut from one with more rows, so
-// that its arrays have offsets.
-func DrawRows(t *rapid.T, fields []arrow.Field) arrow.RecordBatch {
-	md := DrawMetadata(t)
-	rows := rapid.SampledFrom([]int{0, 1, 2, 7, 8, 9, 40, 65}).Draw(t, "rows")
-	g := NewFiller(rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)))
-	before, after := 0, 0
-	if rapid.Bool().Draw(t, "sliced") {
-		before, after = rapid.IntRange(0, 9).Draw(t, "before"), rapid.IntRange(0, 9).Draw(t, "after")
-	}
-	whole := g.Batch(arrow.NewSchema(fields, &md), before+rows+after)
-	defer whole.Release()
-	return whole.NewSlice(int64(before), int64(before+rows))
 }
 
 // Filler makes arrays of random values with what builders never make: anything
