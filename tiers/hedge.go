@@ -17,6 +17,10 @@ const (
 	// hedgeShare bounds how many of the reads may be hedged, so that a source which is
 	// slow for all does not get, or send elsewhere, twice the load.
 	hedgeShare = 0.05
+	// aheadPatience is how many times as long a read may take that nobody waits for. Those
+	// who read ahead keep a link busy, where a second request for what is only queued takes
+	// from the others.
+	aheadPatience = 8
 	// hedgeBurst is how many hedges may come one after another.
 	hedgeBurst = 8
 	// paceKept is how many reads of a kind a percentile is of, and paceLeast how many

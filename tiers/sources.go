@@ -68,7 +68,7 @@ func (s *Store) lookup(ctx context.Context, ref arrowio.Ref) (*Batch, error) {
 // decoded is decoded in the arena, if it is to go there. hot is why there is no
 // hot copy; nil: there is none, and that is all.
 func (s *Store) fetch(ctx context.Context, ref arrowio.Ref, use arenaUse, hot error) (*Batch, error) {
-	r := &race{store: s, ref: ref, sources: s.sources(ref, use)}
+	r := &race{store: s, ref: ref, sources: s.sources(ref, use), ahead: use == ifRoom}
 	b, err := r.run(ctx)
 	if err == nil && b == nil { // nobody has it
 		err = r.none(hot)
@@ -90,6 +90,7 @@ type race struct {
 	store   *Store
 	ref     arrowio.Ref
 	sources []origin
+	ahead   bool // nobody waits for it yet
 
 	next    int // the source to be asked next
 	running int
@@ -138,6 +139,9 @@ func (r *race) step(ctx context.Context) (answer, error) {
 	r.next++
 	h := &r.store.hedge
 	after, ok := h.after(src.kind, r.ref.BodyBytes)
+	if r.ahead {
+		after *= aheadPatience
+	}
 	if !ok || r.next == len(r.sources) && src.kind != fromCold {
 		return r.ask(ctx, src, false), nil // nothing to judge it by, or nobody else to ask
 	}

@@ -287,9 +287,15 @@ type yieldingHash struct {
 func newYieldingHash() *yieldingHash { return &yieldingHash{Hash: sha256.New()} }
 
 func (h *yieldingHash) Write(b []byte) (int, error) {
+	hashing.Add(1)
+	defer hashing.Add(-1)
 	for rest := b; len(rest) > 0; {
 		if h.since >= digestPiece {
-			runtime.Gosched()
+			// While a processor is left, others have it: to yield would only have this
+			// go on there, with cold caches.
+			if hashing.Load() >= int64(runtime.GOMAXPROCS(0)) {
+				runtime.Gosched()
+			}
 			h.since = 0
 		}
 		n := min(len(rest), digestPiece-h.since)
@@ -299,6 +305,9 @@ func (h *yieldingHash) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// hashing is how many goroutines of this process are at it.
+var hashing atomic.Int64 //nolint:gochecknoglobals // the processors are the process's, too
 
 // text is the sum in hexadecimal.
 func (h *yieldingHash) text() string { return hex.EncodeToString(h.Sum(nil)) }

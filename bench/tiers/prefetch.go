@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -56,6 +57,9 @@ func prefetchGroup(s settings) (rows []benchtable.Row, err error) {
 		return nil, err
 	}
 	defer c.close()
+	// The accelerator's thread is another process's, to which batches are leased, and the
+	// kernel's to wake: it does not wait for one of this process's to be given to it.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
 	var ahead, alone fed
 	for range s.rounds {
 		if err := ahead.consume(prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil)); err != nil {
