@@ -22,7 +22,7 @@ const (
 	CodecArrow = "arrow-ipc"
 )
 
-// objectExts are the names of the codecs in keys.
+// objectExt is the name of a codec in keys.
 func objectExt(codec string) (string, error) {
 	switch codec {
 	case CodecParquet:
@@ -100,19 +100,17 @@ func (c coldDriver) Remove(ctx context.Context, _ arrowio.Ref, loc arrowio.Locat
 func encodeCold(rec arrow.RecordBatch, codec string) (raw []byte, as string, err error) {
 	if codec == CodecParquet {
 		raw, err = toParquet(rec)
-		if err == nil || !errors.Is(err, parquet.ErrUnsupported) && !errors.Is(err, parquet.ErrValue) {
-			return raw, codec, wrapNotNil("encode as Parquet", err)
+		switch {
+		case err == nil:
+			return raw, CodecParquet, nil
+		case !errors.Is(err, parquet.ErrUnsupported) && !errors.Is(err, parquet.ErrValue):
+			return nil, "", fmt.Errorf("encode as Parquet: %w", err)
 		}
 	}
-	raw, err = arrowio.Encode(rec, nil)
-	return raw, CodecArrow, wrapNotNil("encode as Arrow IPC", err)
-}
-
-func wrapNotNil(what string, err error) error {
-	if err == nil {
-		return nil
+	if raw, err = arrowio.Encode(rec, nil); err != nil {
+		return nil, "", fmt.Errorf("encode as Arrow IPC: %w", err)
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return raw, CodecArrow, nil
 }
 
 func toParquet(rec arrow.RecordBatch) ([]byte, error) {

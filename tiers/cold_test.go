@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash"
 	"math/rand/v2"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -174,18 +173,7 @@ func TestColdBatchesAsArrow(t *testing.T) {
 	}
 	// What was damaged at rest is told, and leaves nothing behind.
 	loc, _ := refs[2].In(arrowio.Cold)
-	u, err := url.Parse(loc.URI)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(u.Path)
-	if err == nil {
-		raw[len(raw)/2] ^= 1
-		err = os.WriteFile(u.Path, raw, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	flipFile(t, loc)
 	withoutWarm(t, w)
 	other, empty := w.store(2 << 20)
 	for _, toArena := range []bool{false, true} {

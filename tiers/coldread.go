@@ -10,6 +10,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 
 	"github.com/stokehold/stokehold/arrowio"
+	"github.com/stokehold/stokehold/arrowio/parquet"
 	"github.com/stokehold/stokehold/arrowio/shm"
 )
 
@@ -144,15 +145,15 @@ func (s *Store) coldInArena(ctx context.Context, ref arrowio.Ref, loc arrowio.Lo
 		return nil, err
 	}
 	defer done()
-	b, err := s.decodeInArena(ctx, ref, raw)
-	if b != nil || err != nil {
-		return b, err
-	}
-	f, err := openParquet(raw) // no room: what was got is not to be got again
+	f, err := openParquet(raw)
 	if err != nil {
 		return nil, err
 	}
-	rec, err := decodeParquet(f, nil)
+	b, err := s.decodeInArena(ctx, ref, f)
+	if b != nil || err != nil {
+		return b, err
+	}
+	rec, err := decodeParquet(f, nil) // no room: what was got is not to be got again
 	if err != nil {
 		return nil, err
 	}
@@ -183,12 +184,8 @@ func (s *Store) loadInArena(ctx context.Context, ref arrowio.Ref, loc arrowio.Lo
 
 // decodeInArena decodes a Parquet object in memory of the arena; nil and no error if
 // there is no room.
-func (s *Store) decodeInArena(ctx context.Context, ref arrowio.Ref, raw []byte) (*Batch, error) {
+func (s *Store) decodeInArena(ctx context.Context, ref arrowio.Ref, f *parquet.File) (*Batch, error) {
 	h := s.hot
-	f, err := openParquet(raw)
-	if err != nil {
-		return nil, err
-	}
 	head, err := arrowio.HeadBytes(f.Schema(), ref.BodyBytes)
 	if err != nil || !h.makeRoom(head+ref.BodyBytes) {
 		return nil, nil // its frame is made, or refused, when it is brought into the arena

@@ -113,13 +113,9 @@ func (d *download) whole(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := res.info.Size
-	if size < 0 || size > d.MaxObjectBytes {
-		res.close()
-		if size < 0 {
-			return nil, errNoSize
-		}
-		return nil, fmt.Errorf("%d bytes, at most %d: %w", size, d.MaxObjectBytes, tiers.ErrTooLarge)
+	size, err := res.size(d.MaxObjectBytes)
+	if err != nil {
+		return nil, err
 	}
 	var sum hash.Hash
 	want, name := "", ""
@@ -157,13 +153,9 @@ func (d *download) into(ctx context.Context, dst []byte, sum hash.Hash) (int, er
 	if err != nil {
 		return 0, err
 	}
-	size := res.info.Size
-	if size < 0 || size > int64(len(dst)) {
-		res.close()
-		if size < 0 {
-			return 0, errNoSize
-		}
-		return 0, fmt.Errorf("%d bytes, there is room for %d: %w", size, len(dst), tiers.ErrTooLarge)
+	size, err := res.size(int64(len(dst)))
+	if err != nil {
+		return 0, err
 	}
 	d.end = size
 	n, err := d.continued(ctx, res, dst[:size], sum)
@@ -172,8 +164,6 @@ func (d *download) into(ctx context.Context, dst []byte, sum hash.Hash) (int, er
 	}
 	return n, err
 }
-
-var errNoSize = errors.New("endpoint does not say how large the object is")
 
 func (d *download) fill(ctx context.Context, dst []byte, sum hash.Hash) (int, error) {
 	res, err := d.open(ctx, 0)
@@ -201,6 +191,20 @@ type response struct {
 	ctx   context.Context //nolint:containedctx // of this one answer
 	stop  context.CancelCauseFunc
 	timer *time.Timer
+}
+
+// size is the object's; a response without one, or with one above most, is closed.
+func (r *response) size(most int64) (int64, error) {
+	n := r.info.Size
+	switch {
+	case n < 0:
+		r.close()
+		return 0, errors.New("endpoint does not say how large the object is")
+	case n > most:
+		r.close()
+		return 0, fmt.Errorf("%d bytes, at most %d: %w", n, most, tiers.ErrTooLarge)
+	}
+	return n, nil
 }
 
 func (r *response) close() {
