@@ -97,7 +97,11 @@ func (a *App) datasetFacts(ctx context.Context, _ *events.Event, d *governance.D
 	if a.Store == nil || d.Name == "" {
 		return nil
 	}
-	h, err := a.Store.Head(ctx, d.Name)
+	head := a.Store.LabelledHead
+	if d.Labels != nil { // the event says them
+		head = a.Store.Head
+	}
+	h, err := head(ctx, d.Name)
 	if errors.Is(err, tiers.ErrNotFound) {
 		return nil
 	}
@@ -116,14 +120,10 @@ func (a *App) datasetFacts(ctx context.Context, _ *events.Event, d *governance.D
 	if d.Fingerprint == "" {
 		d.Fingerprint = h.Fingerprint
 	}
-	if d.Labels != nil {
-		return nil
+	if d.Labels == nil && h.Labels != nil {
+		d.Labels = h.Labels
 	}
-	labels, err := a.Store.EffectiveLabels(ctx, d.Name)
-	if err == nil && labels != nil {
-		d.Labels = labels
-	}
-	return err
+	return nil
 }
 
 // batchFacts reads the columns of a batch. One that cannot be opened, such as one

@@ -69,9 +69,10 @@ func (s *Store) addLabels(ctx context.Context, dataset string, labels label.Set)
 // committed.
 func (s *Store) LabelsAt(ctx context.Context, dataset string, seq uint64) (Head, error) {
 	for range maxRaces {
+		begun := time.Now()
 		rec, _, err := s.head(ctx, dataset)
 		if err == nil && rec.Next > seq {
-			if rec.Labels, err = s.EffectiveLabels(ctx, dataset); err != nil {
+			if rec.Labels, err = s.binding(ctx, rec.Head, begun); err != nil {
 				return Head{}, &Error{Op: "labels", Dataset: dataset, Err: err}
 			}
 			return rec.Head, nil

@@ -201,28 +201,39 @@ func (s *Store) made(ctx context.Context, dataset string) (r madeRecord, rev uin
 func (s *Store) graph() label.Graph { return label.Graph{Datasets: s, Versions: s.versions} }
 
 // EffectiveLabels are the labels that bind a dataset: its own, and those that what it was
-// made of has now, less what was taken off on the way. They are at most half a second old.
-// ErrNotFound if there is no such dataset. What cannot be told of an ancestor is an error:
-// what is not known to be free does not move.
+// made of has now, less what was taken off on the way. Its own are as they are stored, the
+// others at most half a second old. ErrNotFound if there is no such dataset. What cannot be
+// told of an ancestor is an error: what is not known to be free does not move.
 func (s *Store) EffectiveLabels(ctx context.Context, dataset string) (label.Set, error) {
-	k := &s.known
-	k.mu.Lock()
-	have, ok := k.of[dataset]
-	k.mu.Unlock()
-	if ok && time.Since(have.begun) < labelsFor {
+	h, err := s.LabelledHead(ctx, dataset)
+	return h.Labels, err
+}
+
+// LabelledHead is Head with EffectiveLabels for the labels.
+func (s *Store) LabelledHead(ctx context.Context, dataset string) (Head, error) {
+	begun := time.Now()
+	rec, _, err := s.head(ctx, dataset)
+	if err != nil {
+		return Head{}, &Error{Op: "labels", Dataset: dataset, Err: err}
+	}
+	if rec.Labels, err = s.binding(ctx, rec.Head, begun); err != nil {
+		return Head{}, err
+	}
+	return rec.Head, nil
+}
+
+// binding are the labels that bind a dataset of which the head was read after begun.
+// Labels that are remembered count while the dataset's own are those that they were looked
+// up with: a commit that brings others, the first one above all, does not wait as AddLabels does.
+func (s *Store) binding(ctx context.Context, h Head, begun time.Time) (label.Set, error) {
+	if have, ok := s.known.get(h.Dataset); ok && slices.Equal(have.own, h.Labels) {
 		return have.labels, nil
 	}
-	begun := time.Now()
-	labels, err := s.effective(ctx, dataset)
+	labels, err := s.effective(ctx, h.Dataset)
 	if err != nil {
 		return nil, err
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.of) >= maxKnownLabels || k.of == nil {
-		k.of = map[string]knownLabel{}
-	}
-	k.of[dataset] = knownLabel{labels, begun}
+	s.known.put(h.Dataset, knownLabel{own: h.Labels, labels: labels, begun: begun})
 	return labels, nil
 }
 
@@ -241,8 +252,26 @@ type knownLabels struct {
 }
 
 type knownLabel struct {
+	own    label.Set // the dataset's
 	labels label.Set
 	begun  time.Time // before the first of them was read
+}
+
+// get returns what is young enough to go by.
+func (k *knownLabels) get(dataset string) (knownLabel, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	have, ok := k.of[dataset]
+	return have, ok && time.Since(have.begun) < labelsFor
+}
+
+func (k *knownLabels) put(dataset string, l knownLabel) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.of) >= maxKnownLabels || k.of == nil {
+		k.of = map[string]knownLabel{}
+	}
+	k.of[dataset] = l
 }
 
 func (k *knownLabels) forget() {

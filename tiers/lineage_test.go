@@ -74,6 +74,32 @@ func TestLabelAddedLaterReachesWhatWasMade(t *testing.T) {
 	}
 }
 
+// Labels that were looked up before the batch that brings more of them was committed do
+// not count for it, whichever process it was that looked.
+func TestLabelsThatACommitBringsCountAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.store(0)
+	other, _ := w.store(0)
+	wr := w.writer(s, "raw", fence("r0", 1))
+	for i, brought := range []label.Set{{"licence:x"}, {"residency:eu"}} {
+		seq := uint64(i)
+		for _, st := range []*tiers.Store{s, other} {
+			if _, err := st.EffectiveLabels(w.ctx, "raw"); err != nil { // and remembers them
+				t.Fatal(err)
+			}
+		}
+		must(t, wr.Label(brought))
+		w.write(wr, seq)
+		want := []string{"licence:x", "residency:eu"}[:i+1]
+		for _, st := range []*tiers.Store{s, other} {
+			w.binds(st, "raw", want...)
+			if h, err := st.LabelsAt(w.ctx, "raw", seq); err != nil || !slices.Equal(h.Labels, want) {
+				t.Errorf("batch %d has %v, %v", seq, h.Labels, err)
+			}
+		}
+	}
+}
+
 // What was taken off on the way stays off, for what was made like that alone.
 func TestTakenOffStaysOff(t *testing.T) {
 	w := newWorld(t)
