@@ -24,7 +24,9 @@ import (
 	"go.temporal.io/server/schema/sqlite"
 	"go.temporal.io/server/temporal"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -264,6 +266,9 @@ func dynamicConfig(tuning Tuning) dynamicconfig.StaticClient {
 // Where ctx ends first the error is ctx's cause, whatever the status that the interrupted call gave.
 func (t *temporalServer) ready(ctx context.Context) error {
 	err := t.awaitNamespace(ctx)
+	if at, ok := ctx.Deadline(); ok && status.Code(err) == codes.DeadlineExceeded && time.Until(at) < time.Second {
+		<-ctx.Done() // the server, which is told the deadline, was the first to see it pass
+	}
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("devstack: temporal is not ready: %w (%v)", context.Cause(ctx), err) //nolint:errorlint // the status of the interrupted call is told, but is not the error
 	}
