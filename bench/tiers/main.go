@@ -13,9 +13,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/stokehold/stokehold/internal/benchtable"
+	"github.com/stokehold/stokehold/stages/worker"
 )
 
 func main() {
+	worker.RunIfChild(stages())
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "tiers:", err)
 		os.Exit(1)

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -18,12 +17,12 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"golang.org/x/sys/unix"
 
 	"github.com/stokehold/stokehold/arrowio"
 	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/internal/benchtable"
+	"github.com/stokehold/stokehold/stages/worker"
 	"github.com/stokehold/stokehold/tiers"
 	"github.com/stokehold/stokehold/tiers/objectdir"
 	"github.com/stokehold/stokehold/tiers/prefetch"
@@ -57,15 +56,18 @@ func prefetchGroup(s settings) (rows []benchtable.Row, err error) {
 		return nil, err
 	}
 	defer c.close()
-	// The accelerator's thread is another process's, to which batches are leased, and the
-	// kernel's to wake: it does not wait for one of this process's to be given to it.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
+	a, err := startAccelerator(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	reading := prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil)
 	var ahead, alone fed
 	for range s.rounds {
-		if err := ahead.consume(prefetch.Batches(ctx, c.store, c.each, prefetch.Config{ToArena: true, MaxBytes: hotBytes / 2}, nil)); err != nil {
+		if err := ahead.by(ctx, a, worker.Input{Batches: lend(reading)}); err != nil {
 			return nil, err
 		}
-		if err := alone.consume(c.oneByOne(ctx)); err != nil {
+		if err := alone.by(ctx, a, worker.Input{Window: 1, Batches: c.whenWanted}); err != nil {
 			return nil, err
 		}
 	}
@@ -76,58 +78,6 @@ func prefetchGroup(s settings) (rows []benchtable.Row, err error) {
 		row(name, middle(ahead.busy), middle(alone.busy)),
 		row("the same accelerator waits for a batch", middle(ahead.stalled), middle(alone.stalled)),
 	}, nil
-}
-
-// fed is how an accelerator was fed, in each round: shares of the time.
-type fed struct {
-	busy    []float64 // compute, as long as it ought to take
-	stalled []float64 // waiting for a batch
-}
-
-// consume takes the accelerator's time for each batch. What is neither busy nor
-// stalled is by how much the thread that waits for the accelerator was late.
-func (f *fed) consume(batches iter.Seq2[*tiers.Batch, error]) error {
-	var begun, done time.Time
-	var stalled time.Duration
-	n := 0
-	for b, err := range batches {
-		if err != nil {
-			return err
-		}
-		if n++; n == settling+1 {
-			begun = time.Now()
-		} else if n > settling {
-			stalled += time.Since(done)
-		}
-		if b.Record.NumRows() != coldBytes/8 {
-			return fmt.Errorf("a batch of %d rows", b.Record.NumRows())
-		}
-		if err := wait(compute); err != nil {
-			return err
-		}
-		done = time.Now()
-	}
-	if n != coldBatches {
-		return fmt.Errorf("%d of %d batches", n, coldBatches)
-	}
-	wall := float64(done.Sub(begun))
-	f.busy = append(f.busy, float64((coldBatches-settling)*compute)/wall)
-	f.stalled = append(f.stalled, float64(stalled)/wall)
-	return nil
-}
-
-// wait stands for the accelerator's work on a batch, or the link's: it leaves the
-// processors alone, and a thread that waits for it in the kernel is woken. Go's own
-// timers would be late by up to a millisecond on an idle machine, since the runtime
-// waits for them in whole ones.
-func wait(d time.Duration) error {
-	left := unix.NsecToTimespec(int64(max(d, 0)))
-	for {
-		err := unix.Nanosleep(&left, &left)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
 
 // coldDataset is a dataset of which a store has the cold copies alone.
@@ -219,18 +169,19 @@ func (c *coldDataset) each(yield func(arrowio.Ref, error) bool) {
 	}
 }
 
-// oneByOne opens each batch when it is wanted.
-func (c *coldDataset) oneByOne(ctx context.Context) iter.Seq2[*tiers.Batch, error] {
-	return func(yield func(*tiers.Batch, error) bool) {
+// whenWanted names the batches, and opens each when the accelerator has none.
+func (c *coldDataset) whenWanted(context.Context, uint64, uint64) iter.Seq2[worker.InputBatch, error] {
+	return func(yield func(worker.InputBatch, error) bool) {
 		for _, ref := range c.refs {
-			b, err := c.store.OpenBatch(ctx, ref, true)
-			if err != nil {
-				yield(nil, err)
-				return
+			open := func(ctx context.Context) (shm.Lease, error) {
+				b, err := c.store.OpenBatch(ctx, ref, true)
+				if err != nil {
+					return shm.Lease{}, err
+				}
+				defer b.Release()
+				return hold(b)
 			}
-			more := yield(b, nil)
-			b.Release()
-			if !more {
+			if !yield(worker.InputBatch{Sequence: ref.Sequence, Open: open, BodyBytes: ref.BodyBytes}, nil) {
 				return
 			}
 		}

@@ -81,7 +81,7 @@ func startProcess(ctx context.Context, cfg *Config) (*process, error) {
 		// this thread stays until the child is reaped.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
+		err := sliced(p.cmd.Start)
 		started <- err
 		if err == nil {
 			p.reap()
