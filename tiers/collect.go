@@ -42,7 +42,7 @@ type Orphan struct {
 // the tier and with two hours added in case it was moved, are left alone.
 //
 // OwnedError if the cold tier belongs to another catalog. While it removes objects no migration begins, and it does not while one is under
-// way: ErrBusy. A bounded number is in memory at a time.
+// way: ErrBusy; nor once it was held up for so long that one may have begun. A bounded number is in memory at a time.
 func (s *Store) Collect(ctx context.Context, grace time.Duration, remove bool, each func(Orphan) error) error {
 	if err := s.collect(ctx, grace, remove, each); err != nil {
 		return &Error{Op: "collect", Err: err}
@@ -59,9 +59,9 @@ func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, e
 			return err
 		}
 	}
+	var lease *Lease
 	if remove {
-		lease, err := s.lease(ctx, collector, leaseRecord{Owner: "the collector", To: End})
-		if err != nil {
+		if lease, err = s.lease(ctx, collector, leaseRecord{Owner: "the collector", To: End}); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, lease.Release(context.WithoutCancel(ctx))) }()
@@ -74,7 +74,7 @@ func (s *Store) collect(ctx context.Context, grace time.Duration, remove bool, e
 	flush := func() error {
 		found := chunk
 		chunk = nil
-		return s.settle(ctx, found, remove, each)
+		return s.settle(ctx, found, lease, each)
 	}
 	take := func(o Orphan) error {
 		if o.Modified.After(before) {
@@ -167,8 +167,8 @@ func (w *warm) walk(take func(Orphan) error) error {
 }
 
 // settle looks candidates up in the whole catalog and removes those that it does
-// not name.
-func (s *Store) settle(ctx context.Context, found []Orphan, remove bool, each func(Orphan) error) error {
+// not name, while lease keeps migrations away; nil: it removes none.
+func (s *Store) settle(ctx context.Context, found []Orphan, lease *Lease, each func(Orphan) error) error {
 	if len(found) == 0 {
 		return nil
 	}
@@ -206,8 +206,8 @@ func (s *Store) settle(ctx context.Context, found []Orphan, remove bool, each fu
 		if named[i] {
 			continue
 		}
-		if remove {
-			if err := s.removeOrphan(ctx, o); err != nil {
+		if lease != nil {
+			if err := s.removeOrphan(ctx, o, lease); err != nil {
 				return err
 			}
 			o.Removed = true
@@ -219,7 +219,15 @@ func (s *Store) settle(ctx context.Context, found []Orphan, remove bool, each fu
 	return nil
 }
 
-func (s *Store) removeOrphan(ctx context.Context, o Orphan) error {
+// removeOrphan removes only while no migration can have begun: one that did may have found
+// the object there and named it.
+func (s *Store) removeOrphan(ctx context.Context, o Orphan, lease *Lease) error {
+	left := lease.check(time.Now())
+	if left <= 0 {
+		return fmt.Errorf("%w: this collector was held up for longer than its lease of %v lasts, and a migration may have begun: collect again", ErrBusy, s.leaseTTL)
+	}
+	ctx, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
 	if o.Tier == arrowio.Cold {
 		return s.cold.Delete(ctx, o.Name)
 	}

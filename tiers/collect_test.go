@@ -1,10 +1,16 @@
 package tiers_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,6 +115,105 @@ func TestCollectorAndMigrationExcludeEachOther(t *testing.T) {
 	if _, err := s.Move(w.ctx, tiers.Migration{Dataset: dataset}, nil); err != nil {
 		t.Errorf("the collector that gave way left something behind: %v", err)
 	}
+}
+
+const (
+	collectorEnv = "STOKEHOLD_TEST_COLLECTOR"
+	collectorTTL = time.Second
+)
+
+// TestCollectorChild is the process that TestStoppedCollector stops: it stops itself once
+// it has removed one file.
+func TestCollectorChild(t *testing.T) {
+	spec := os.Getenv(collectorEnv)
+	if spec == "" {
+		t.Skip("run by TestStoppedCollector")
+	}
+	f := strings.Split(spec, "|")
+	ctx, s := childStore(t, f[0], f[1], f[2])
+	tiers.SetLeaseTTL(s, collectorTTL)
+	removed := 0
+	err := s.Collect(ctx, 0, true, func(o tiers.Orphan) error {
+		fmt.Println("removed", o.Name)
+		if removed++; removed > 1 {
+			return nil
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return err
+		}
+		_, err := os.Stdin.Read(make([]byte, 1)) // this thread may come so far before it stops
+		return err
+	})
+	// Closes nothing: a process that was not told to end.
+	if !errors.Is(err, tiers.ErrBusy) || removed != 1 {
+		fmt.Println("went on:", removed, "removed,", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// A collector that stands still while its lease ends, and goes on after a migration has
+// named an object that it had found to be nobody's, leaves it.
+func TestStoppedCollector(t *testing.T) {
+	t.Parallel()
+	before := newWorld(t)
+	s, _ := before.store(0)
+	before.write(before.writer(s, dataset, fence("run-1", 1)), 0)
+	if _, err := s.Move(before.ctx, tiers.Migration{Dataset: dataset}, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	// Another deployment with the same batch, the object of which lies there already.
+	w := newWorld(t)
+	s, _ = w.store(0)
+	tiers.SetLeaseTTL(s, collectorTTL)
+	w.write(w.writer(s, dataset, fence("run-1", 1)), 0)
+	const objects = "batches"
+	if err := os.CopyFS(filepath.Join(w.cold, objects), os.DirFS(filepath.Join(before.cold, objects))); err != nil {
+		t.Fatal(err)
+	}
+	name, err := tiers.Token("dataset", dataset)
+	must(t, err)
+	orphan := filepath.Join(w.warm, name, "00000000000000000000-"+strings.Repeat("ab", 32)+".arrow")
+	must(t, os.WriteFile(orphan, []byte("x"), 0o600))
+	for _, dir := range []string{w.warm, w.cold} {
+		age(t, dir, 3*time.Hour)
+	}
+
+	child := exec.CommandContext(w.ctx, os.Args[0], "-test.run=^TestCollectorChild$")
+	child.Env = append(os.Environ(), collectorEnv+"="+strings.Join([]string{w.conn.ConnectedUrl(), w.warm, w.cold}, "|"))
+	var out bytes.Buffer
+	child.Stdout, child.Stderr = &out, &out
+	input, err := child.StdinPipe()
+	must(t, err)
+	must(t, child.Start())
+	stat := filepath.Join("/proc", strconv.Itoa(child.Process.Pid), "stat")
+	eventually(t, "the collector stops", func() bool {
+		line, err := os.ReadFile(stat)
+		return err != nil || strings.Contains(string(line), ") T ")
+	})
+	m := tiers.Migration{Dataset: dataset, Evict: true}
+	if _, err := s.Move(w.ctx, m, nil); !errors.Is(err, tiers.ErrBusy) {
+		t.Errorf("while its lease lives: %v", err)
+	}
+	eventually(t, "its lease ends", func() bool {
+		_, err := s.Move(w.ctx, m, nil)
+		if err != nil && !errors.Is(err, tiers.ErrBusy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	must(t, child.Process.Signal(syscall.SIGCONT))
+	_, err = input.Write([]byte{'\n'})
+	must(t, err)
+	if err := child.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	if _, err := os.Stat(orphan); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what it removed before: %v", err)
+	}
+	far, _ := w.store(0)
+	readable(t, w, far, arrowio.Cold)
 }
 
 func TestExpire(t *testing.T) {

@@ -43,6 +43,10 @@ type Lease struct {
 	ended  chan struct{}
 	once   sync.Once
 	result error
+
+	mu     sync.Mutex
+	beaten time.Time // before the newest beat was stored, or the lease
+	lapsed bool      // it was once not stored for so long that others may have gone on without it
 }
 
 // Lease holds batches from..to-1 of a dataset. owner says in errors who it is.
@@ -66,7 +70,7 @@ func (s *Store) lease(ctx context.Context, name string, rec leaseRecord) (*Lease
 		return nil, ErrClosed
 	}
 	beating, stop := context.WithCancel(context.WithoutCancel(ctx))
-	l := &Lease{s: s, key: "lease." + name + "." + rand.Text(), stop: stop, ended: make(chan struct{})}
+	l := &Lease{s: s, key: "lease." + name + "." + rand.Text(), stop: stop, ended: make(chan struct{}), beaten: time.Now()}
 	if _, err := s.catalog.set(ctx, l.key, rec, 0); err != nil {
 		stop()
 		return nil, err
@@ -86,11 +90,32 @@ func (l *Lease) beat(ctx context.Context, rec leaseRecord) {
 		case <-tick.C:
 		}
 		rec.Beat++
+		at := time.Now()
+		l.check(at)
 		_, err := update(ctx, l.s.catalog, l.key, func(r *leaseRecord, _ bool) (bool, error) { *r = rec; return true, nil })
 		if err != nil && ctx.Err() == nil {
 			l.s.log.WarnContext(ctx, "a lease could not be renewed; it is tried again", "owner", rec.Owner, "error", err)
 		}
+		if err == nil {
+			l.mu.Lock()
+			l.beaten = at
+			l.mu.Unlock()
+		}
 	}
+}
+
+// check returns for how long from now on everybody takes the lease for alive; not more
+// than 0 if somebody may have taken it for dead since it began, even if it beats again.
+func (l *Lease) check(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Others count from when they saw the beat, which was after it.
+	left := l.s.leaseTTL - now.Sub(l.beaten)
+	l.lapsed = l.lapsed || left <= 0
+	if l.lapsed {
+		return 0
+	}
+	return left
 }
 
 // Release gives the lease up. Repeatable.

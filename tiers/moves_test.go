@@ -290,9 +290,25 @@ func TestMoverChild(t *testing.T) {
 		t.Skip("run by TestKilledMover")
 	}
 	f := strings.Split(spec, "|")
-	url, warm, cold, point, to := f[0], f[1], f[2], f[3], f[4]
+	point, to := f[3], f[4]
+	ctx, s := childStore(t, f[0], f[1], f[2])
+	tiers.SetFault(s, func(p string) error {
+		if p == point {
+			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		}
+		return nil
+	})
+	m := tiers.Migration{Dataset: dataset, Evict: to == "cold", To: arrowio.Tier(to)}
+	_, err := s.Move(ctx, m, nil)
+	t.Fatalf("not killed at %q: %v", point, err)
+}
+
+// childStore opens the store of a process that a test starts, on that test's server and
+// directories. It is not closed.
+func childStore(t *testing.T, url, warm, cold string) (context.Context, *tiers.Store) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
+	t.Cleanup(cancel)
 	nc, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)
@@ -309,15 +325,7 @@ func TestMoverChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tiers.SetFault(s, func(p string) error {
-		if p == point {
-			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		}
-		return nil
-	})
-	m := tiers.Migration{Dataset: dataset, Evict: to == "cold", To: arrowio.Tier(to)}
-	_, err = s.Move(ctx, m, nil)
-	t.Fatalf("not killed at %q: %v", point, err)
+	return ctx, s
 }
 
 // A process that is killed at any step of a move leaves a batch that can be read and
