@@ -10,7 +10,6 @@ import (
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/approval"
-	"github.com/stokehold/stokehold/governance/audit"
 	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/stages"
 	"github.com/stokehold/stokehold/workflows"
@@ -146,7 +145,7 @@ type hosted struct {
 	runtime   *stages.Runtime
 }
 
-// BudgetDesk is a connection for those who look at budgets and set them: to NATS
+// BudgetDesk is a connection for those who look at budgets and propose others: to NATS
 // and Temporal, without a judge. NATS credentials of the role budget-author
 // suffice. Close it.
 type BudgetDesk struct {
@@ -190,34 +189,31 @@ func (d *BudgetDesk) Whoami(ctx context.Context, claimed string) (string, error)
 // Close disconnects. Repeatable.
 func (d *BudgetDesk) Close(ctx context.Context) error { return d.app.Close(ctx) }
 
-// budgetGate reaches Temporal once there is a change to judge.
-type budgetGate struct{ app *App }
-
-func (g budgetGate) Publish(ctx context.Context, evs ...events.Event) error {
-	if g.app.Temporal == nil {
-		if err := g.app.dialTemporal(ctx, options{}); err != nil {
-			return err
-		}
-	}
-	return workflows.BudgetGate{Client: g.app.Temporal, TaskQueue: g.app.cfg.Temporal.TaskQueue}.Publish(ctx, evs...)
+// budgetGate reaches Temporal once there is a change to make, and notes how many runs
+// were told.
+type budgetGate struct {
+	desk *BudgetDesk
+	told int
 }
 
-// Change runs one of budget.Apply, Set and Raise, and tells the runs that wait. The change
-// is an event, budget.changed, that a worker of the deployment judges before it takes
-// effect (workflows.BudgetGate, whose errors say what came of that), and the decision log
-// has the actor and the reason on record.
+func (g *budgetGate) Make(ctx context.Context, p budget.Proposal) (budget.Entry, error) {
+	app := g.desk.app
+	if app.Temporal == nil {
+		if err := app.dialTemporal(ctx, options{}); err != nil {
+			return budget.Entry{}, err
+		}
+	}
+	made, err := workflows.BudgetGate{Client: app.Temporal, Store: g.desk.Store, TaskQueue: app.cfg.Temporal.TaskQueue}.Change(ctx, p)
+	g.told = made.Told
+	return made.Entry, err
+}
+
+// Change runs one of budget.Apply, Set and Raise. What comes of that is proposed, and a
+// worker of the deployment works out what it changes, has that judged as the event
+// budget.changed, makes the change, with the actor and the reason on record, and tells the
+// runs that wait (workflows.BudgetGate, whose errors say what came of it).
 func (d *BudgetDesk) Change(ctx context.Context, actor, reason string, change func(context.Context, budget.Changing) (budget.Entry, error)) (_ budget.Entry, told int, err error) {
-	log, err := audit.Open(ctx, audit.Config{Conn: d.app.nc})
-	if err != nil {
-		return budget.Entry{}, 0, err
-	}
-	defer func() { err = errors.Join(err, log.Close(context.WithoutCancel(ctx))) }()
-	e, err := change(ctx, budget.Changing{Store: d.Store, Log: log, Bus: budgetGate{d.app}, Actor: strings.TrimSpace(actor), Reason: reason})
-	if err != nil {
-		return e, 0, err
-	}
-	if told, err = workflows.TellBudget(ctx, d.app.Temporal); err != nil {
-		err = fmt.Errorf("the limits are changed, but not all runs were told, and will look for themselves: %w", err)
-	}
-	return e, told, err
+	gate := &budgetGate{desk: d}
+	e, err := change(ctx, budget.Changing{Store: d.Store, Gate: gate, Actor: strings.TrimSpace(actor), Reason: reason})
+	return e, gate.told, err
 }

@@ -2,9 +2,14 @@ package stokehold
 
 import (
 	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/governance"
@@ -92,7 +97,7 @@ func TestPoliciesSeeBudgetsAndWorkers(t *testing.T) {
 		}
 	}
 	expect("no limits", "missing field: the fact budget has no field")
-	if _, err := budget.Apply(ctx, budget.Changing{Store: store, Log: &governance.MemoryLog{}, Bus: unjudged{}, Actor: "ann", Reason: "a test"}, []byte(`
+	if _, err := budget.Apply(ctx, budget.Changing{Store: store, Gate: budget.Gate{Store: store, Log: &governance.MemoryLog{}, Bus: unjudged{}}, Actor: "ann", Reason: "a test"}, []byte(`
 apiVersion: stokehold.dev/v1
 kind: Budgets
 prices: {nvidia-h100: 0.5}
@@ -147,5 +152,67 @@ budgets:
 	}
 	if err := looking.Close(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// relay has a proposal judged and made by another process, as workflows.BudgetGate does
+// through Temporal.
+type relay struct {
+	desk *BudgetDesk
+	gate budget.Gate
+}
+
+func (r relay) Make(ctx context.Context, p budget.Proposal) (budget.Entry, error) {
+	id, err := r.desk.Store.Propose(ctx, p)
+	if err != nil {
+		return budget.Entry{}, err
+	}
+	ev, err := r.gate.Draft(ctx, id)
+	if err == nil {
+		err = r.gate.Bus.Publish(ctx, ev)
+	}
+	if err != nil {
+		return budget.Entry{}, err
+	}
+	return r.gate.Enact(ctx, id)
+}
+
+// A budget author and a gate change limits together, each with the permissions of its role
+// alone, as the person that the author's credentials are of.
+func TestAnAuthorProposesAndAGateSets(t *testing.T) {
+	as := permitted(t, events.RoleGate, events.RoleBudgetAuthor)
+	gate := hosting(t, Config{NATS: as[events.RoleGate], StateDir: t.TempDir(), HotBytes: 1 << 20, NoPeers: true, Log: slog.New(slog.DiscardHandler)})
+	actors := filepath.Join(t.TempDir(), "actors.yaml")
+	if err := os.WriteFile(actors, []byte("apiVersion: stokehold.dev/v1\nkind: Actors\nactors:\n  - {name: ann, roles: [controller], nats: [budget-author]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	desk, err := ConnectBudgets(t.Context(), Config{NATS: as[events.RoleBudgetAuthor], Actors: actors, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := desk.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	desk.app.nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { t.Error(err) })
+	who, err := desk.Whoami(t.Context(), "")
+	if err != nil || who != "ann" {
+		t.Fatalf("%q, %v", who, err)
+	}
+	theirs, err := budget.NewStore(gate.nc, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := budget.Changing{Store: desk.Store, Gate: relay{desk, budget.Gate{Store: theirs, Log: gate.Decisions, Bus: gate.Bus}}, Actor: who, Reason: "a test"}
+	if _, err := budget.Set(t.Context(), c, "run/*", "", budget.Limits{Money: new(budget.Micro(5e6))}); err != nil {
+		t.Fatal(err)
+	}
+	e, err := budget.Raise(t.Context(), c, "run/*", "", budget.Limits{Money: new(budget.Micro(1e6))})
+	if err != nil || e.Actor != "ann" || e.Change != "run/* per run: 6 money, was 5 money" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if past, err := desk.Store.History(t.Context()); err != nil || len(past) != 2 {
+		t.Errorf("%d entries, %v", len(past), err)
 	}
 }

@@ -435,10 +435,14 @@ func (a *App) Work(ctx context.Context, cfg WorkConfig) (*workflows.Worker, erro
 		Store: a.Store, Registry: a.Models, Bus: a.Bus, Children: children, Workers: workers, Ahead: cfg.Ahead, Log: a.cfg.Log,
 		Local: stages.Device{Accelerator: a.cfg.Worker.Accelerator, Count: a.cfg.Worker.Accelerators},
 	}
+	limits, err := budget.NewStore(a.nc, "")
+	if err != nil {
+		return nil, err
+	}
 	a.hosting.Store(&hosted{cfg.Pipelines, runtime})
 	a.working.add(runtime)
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
-		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets,
+		Client: a.Temporal, Runtime: runtime, Budgets: a.Budgets, Limits: budget.Gate{Store: limits, Log: a.Decisions},
 		Bus: a.Bus, Pipelines: cfg.Pipelines, Types: a.Types, Migrator: a.Store, Tiers: a.planner(),
 		Approvals: &approval.Coordinator{Store: a.Approvals, Bus: a.Bus},
 		TaskQueue: a.cfg.Temporal.TaskQueue, Class: a.cfg.Worker.Class, Region: a.cfg.Worker.Region, Seed: cfg.Seed, Logger: a.cfg.Log,

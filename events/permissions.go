@@ -25,7 +25,7 @@ const (
 	// RolePolicyAuthor applies policy bundles, and puts that on record. It reads events,
 	// the catalog, the registry, approvals and budgets, to try policies on.
 	RolePolicyAuthor Role = "policy-author"
-	// RoleBudgetAuthor sets what runs may spend, and puts that on record.
+	// RoleBudgetAuthor proposes what runs may spend: a gate has it judged, and sets it.
 	RoleBudgetAuthor Role = "budget-author"
 	// RoleApprover is a person who answers requests for approval: it reads them, and
 	// writes its own votes. It cannot make consumers either.
@@ -87,11 +87,13 @@ func Permissions(a Access) (Grants, error) {
 		g.author(g.n.policies())
 		// What was judged, and by which facts, to say what other policies would.
 		g.reads(g.n.events())
-		for _, b := range append(g.n.buckets(), g.n.budgets()) {
+		for _, b := range g.n.buckets() {
 			g.readsBucket(b)
 		}
 	case RoleBudgetAuthor:
-		g.author(g.n.budgets())
+		g.allow("$SYS.REQ.USER.INFO") // who it is, where a document of actors says who people are
+		g.writesBucket(g.n.proposals())
+		g.readsBucket(g.n.budgets())
 		g.readsBucket(g.n.usage())
 	case RoleApprover:
 		g.approver(a.Actor)
@@ -110,11 +112,12 @@ func Permissions(a Access) (Grants, error) {
 func (n names) decisions() string { return n.stream("DECISIONS") }
 func (n names) policies() string  { return n.prefix + "_policies" }
 func (n names) budgets() string   { return n.prefix + "_budgets" }
+func (n names) proposals() string { return n.prefix + "_budget_proposals" }
 func (n names) usage() string     { return n.prefix + "_usage" }
 func (n names) catalog() string   { return n.prefix + "_catalog" }
 func (n names) approvals() string { return n.prefix + "_approvals" }
 func (n names) buckets() []string {
-	return []string{n.catalog(), n.prefix + "_models", n.approvals(), n.usage()}
+	return []string{n.catalog(), n.prefix + "_models", n.approvals(), n.usage(), n.budgets()}
 }
 
 // granting collects subjects to publish to.
@@ -142,19 +145,16 @@ func (g *granting) gate() {
 		g.allow("$JS.ACK." + s + ".>")
 	}
 	for _, b := range g.n.buckets() {
-		g.keeps("KV_" + b)
-		g.readsBucket(b)
-		g.allow("$KV." + b + ".>")
+		g.writesBucket(b)
 	}
 	// Entries that went into a block of the catalog leave nothing behind: no marks of
 	// removal. Whoever may write the bucket could remove what is in it in any case.
 	g.allow("$JS.API.STREAM.PURGE.KV_" + g.n.catalog())
-	// Whoever is first makes the buckets of policies and of limits; what is in them is
-	// another's.
-	for _, b := range []string{g.n.policies(), g.n.budgets()} {
-		g.allow("$JS.API.STREAM.CREATE.KV_" + b)
-		g.readsBucket(b)
-	}
+	// Whoever is first makes the bucket of policies; what is in it is another's, and so is
+	// what is in that of limits that are asked for.
+	g.allow("$JS.API.STREAM.CREATE.KV_" + g.n.policies())
+	g.readsBucket(g.n.policies())
+	g.readsBucket(g.n.proposals())
 }
 
 func (g *granting) component(durables []string) {
@@ -167,12 +167,11 @@ func (g *granting) component(durables []string) {
 // author is who writes a bucket that the gate only reads, and puts on record what
 // is written.
 func (g *granting) author(b string) {
-	g.keeps("KV_" + b)
-	g.readsBucket(b)
+	g.writesBucket(b)
 	// Opening the decision log makes sure that its stream is there and kept as long as
 	// it must be.
 	g.keeps(g.n.decisions())
-	g.allow("$KV."+b+".>", g.n.prefix+".decision.allow", "$JS.API.STREAM.INFO."+g.n.decisions())
+	g.allow(g.n.prefix+".decision.allow", "$JS.API.STREAM.INFO."+g.n.decisions())
 }
 
 // approver is what one person's votes take: the keys of all requests are read as the
@@ -208,6 +207,12 @@ func (g *granting) keeps(stream string) {
 func (g *granting) reads(stream string) {
 	g.allow("$JS.API.STREAM.INFO."+stream, "$JS.API.CONSUMER.CREATE."+stream+".>", "$JS.API.CONSUMER.INFO."+stream+".*",
 		"$JS.API.CONSUMER.MSG.NEXT."+stream+".*", "$JS.API.CONSUMER.DELETE."+stream+".*", "$JS.API.STREAM.MSG.GET."+stream)
+}
+
+func (g *granting) writesBucket(bucket string) {
+	g.keeps("KV_" + bucket)
+	g.readsBucket(bucket)
+	g.allow("$KV." + bucket + ".>")
 }
 
 func (g *granting) readsBucket(bucket string) {

@@ -75,7 +75,7 @@ func TestPermissionsAreLeast(t *testing.T) {
 				t.Errorf("%s may publish events: %s", role, s)
 			case strings.HasPrefix(s, "$KV.stokehold_policies.") && role != events.RolePolicyAuthor:
 				t.Errorf("%s may write policies: %s", role, s)
-			case strings.HasPrefix(s, "$KV.stokehold_budgets.") && role != events.RoleBudgetAuthor, strings.HasPrefix(s, "$KV.stokehold_usage.") && role != events.RoleGate:
+			case strings.HasPrefix(s, "$KV.stokehold_budgets.") && role != events.RoleGate, strings.HasPrefix(s, "$KV.stokehold_budget_proposals.") && role != events.RoleBudgetAuthor, strings.HasPrefix(s, "$KV.stokehold_usage.") && role != events.RoleGate:
 				t.Errorf("%s may write budgets: %s", role, s)
 			case strings.Contains(s, "CONSUMER.CREATE") && (role == events.RoleComponent || role == events.RoleApprover):
 				t.Errorf("%s may have the server write anywhere: %s", role, s)
@@ -214,8 +214,8 @@ func TestNobodyPublishesPastTheGate(t *testing.T) {
 	}
 	for role, subjects := range map[events.Role][]string{
 		events.RoleAuditor: {"stokehold.event.run.started.run-1"}, events.RolePolicyAuthor: {"stokehold.event.run.started.run-1", "$KV.stokehold_budgets.document"},
-		events.RoleGate:         {"$KV.stokehold_policies.default", "$KV.stokehold_budgets.document"},
-		events.RoleBudgetAuthor: {"stokehold.event.run.started.run-1", "$KV.stokehold_policies.default", "$KV.stokehold_usage.use.x"},
+		events.RoleGate:         {"$KV.stokehold_policies.default", "$KV.stokehold_budget_proposals.x"},
+		events.RoleBudgetAuthor: {"stokehold.event.run.started.run-1", "$KV.stokehold_budgets.document", "stokehold.decision.allow", "$KV.stokehold_policies.default", "$KV.stokehold_usage.use.x"},
 	} {
 		for _, subject := range subjects {
 			if err := g.as(role).Publish(subject, nil); err != nil {

@@ -48,6 +48,7 @@ type activities struct {
 	tiers      TierPlanner
 	approvals  Approvals
 	budgets    Budgets // nil: nobody counts
+	limits     Limits
 	log        *slog.Logger
 	queue      string
 	pipelines  map[string]*Definition

@@ -13,26 +13,47 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/stokehold/stokehold/events"
+	"github.com/stokehold/stokehold/governance/budget"
 )
 
-// BudgetChangeWorkflow is the name of the workflow that has a change of limits judged.
+// BudgetChangeWorkflow is the name of the workflow that has a change of limits judged, and
+// makes it.
 const BudgetChangeWorkflow = "stokehold.budget-change"
 
-// budgetChange is what it gets: an event of the type budget.changed, and of no other.
-type budgetChange struct {
-	ID      string               `json:"id"`
-	Subject string               `json:"subject"`
-	Time    time.Time            `json:"time"`
-	Actor   string               `json:"actor,omitempty"`
-	Data    events.BudgetChanged `json:"data"`
+const (
+	draftBudgetActivity = "stokehold.budget.draft"
+	enactBudgetActivity = "stokehold.budget.enact"
+	// errTypeConflict is the type of the error that the limits are others by now.
+	errTypeConflict = "stokehold.Conflict"
+)
+
+// Limits makes changes of limits that others have proposed. budget.Gate is one.
+type Limits interface {
+	// Draft is the event by which a proposal is judged.
+	Draft(ctx context.Context, proposal string) (events.Event, error)
+	// Enact makes the change once that was published. Repeatable.
+	Enact(ctx context.Context, proposal string) (budget.Entry, error)
 }
 
-// BudgetGate is a budget.Publisher for those who may set limits and publish no events: a
-// worker of the task queue publishes on their behalf, and so judges, by the deployment's
-// policies and with its key. Neither of both can change limits alone.
+// budgetChange is what the workflow gets. All else is in the proposal, which is stored where
+// only those can write who may propose limits.
+type budgetChange struct {
+	Proposal string `json:"proposal"`
+}
+
+// BudgetMade is a change of limits that was made.
+type BudgetMade struct {
+	Entry budget.Entry `json:"entry"` // without the document
+	Told  int          `json:"told"`  // runs that waited for a budget
+}
+
+// BudgetGate is a budget.Maker for those who may propose limits, and neither write them nor
+// publish events: a worker of the task queue does, by the deployment's policies and with its
+// credentials. What is to change it works out by itself.
 type BudgetGate struct {
 	Client    client.Client
-	TaskQueue string // default DefaultTaskQueue
+	Store     *budget.Store // where limits are proposed
+	TaskQueue string        // default DefaultTaskQueue
 	// Wait bounds the wait for a worker's judgement; default 30 s.
 	Wait time.Duration
 }
@@ -47,40 +68,32 @@ var (
 
 const defaultGateWait = 30 * time.Second
 
-// Publish has each event judged and published, of the type budget.changed alone. The error
-// wraps ErrNotPermitted, ErrNobodyJudged, or events.ErrApprovalRequired: people were asked,
-// and may answer for as long as the policy says. Publish the same event again once they
-// have approved.
-func (g BudgetGate) Publish(ctx context.Context, evs ...events.Event) error {
-	for i := range evs {
-		if err := g.publish(ctx, &evs[i]); err != nil {
-			return err
-		}
-	}
-	return nil
+// Make implements budget.Maker: see Change.
+func (g BudgetGate) Make(ctx context.Context, p budget.Proposal) (budget.Entry, error) {
+	made, err := g.Change(ctx, p)
+	return made.Entry, err
 }
 
-func (g BudgetGate) publish(ctx context.Context, ev *events.Event) error {
-	c := budgetChange{ID: ev.ID(), Subject: ev.Subject(), Time: ev.Time()}
-	c.Actor, _ = ev.Extensions()[events.ExtActor].(string)
-	if ev.Type() != events.TypeBudgetChanged {
-		return fmt.Errorf("%w: a BudgetGate publishes %s, not %s", events.ErrInvalid, events.TypeBudgetChanged, ev.Type())
-	}
-	if err := ev.DataAs(&c.Data); err != nil {
-		return fmt.Errorf("%w: data: %w", events.ErrInvalid, err)
+// Change has a proposal judged and made, and the runs told that wait. The error wraps
+// ErrNotPermitted, ErrNobodyJudged, budget.ErrConflict, or events.ErrApprovalRequired:
+// people were asked, and the change is made once they have approved, by a worker.
+func (g BudgetGate) Change(ctx context.Context, p budget.Proposal) (BudgetMade, error) {
+	proposal, err := g.Store.Propose(ctx, p)
+	if err != nil {
+		return BudgetMade{}, err
 	}
 	wait := g.Wait
 	if wait <= 0 {
 		wait = defaultGateWait
 	}
-	id := "budget-change/" + c.ID
+	id := "budget-change/" + proposal
 	run, err := g.Client.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
 		ID: id, TaskQueue: queueOr(g.TaskQueue), WorkflowTaskTimeout: workflowTaskTimeout,
 		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
-		StaticSummary:            clip("have judged: "+c.Data.Change, 190),
-	}, BudgetChangeWorkflow, c)
+		StaticSummary:            clip("limits "+p.How+" by "+p.Actor+": "+p.Reason, 190),
+	}, BudgetChangeWorkflow, budgetChange{proposal})
 	if err != nil {
-		return fmt.Errorf("workflows: have a change of budgets judged: %w", explain(err))
+		return BudgetMade{}, fmt.Errorf("workflows: have a change of budgets judged: %w", explain(err))
 	}
 	within, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -90,34 +103,92 @@ func (g BudgetGate) publish(ctx context.Context, ev *events.Event) error {
 		cancel()
 	})
 	defer stop()
-	err = run.Get(within, nil)
+	var made BudgetMade
+	err = run.Get(within, &made)
 	if err == nil {
-		return nil
+		made.Entry.Document, err = budget.ParseDocument(p.Document)
+		return made, err
 	}
 	select {
 	case approval := <-need:
-		return fmt.Errorf("%w: approval %s: people are asked (stokehold approve %.12s --reason ...); do the same again once they have approved", events.ErrApprovalRequired, approval, approval)
+		return BudgetMade{}, fmt.Errorf("%w: approval %s: people are asked (stokehold approve %.12s --reason ...); the limits change once they have approved", events.ErrApprovalRequired, approval, approval)
 	default:
 	}
 	var app *temporal.ApplicationError
 	var late *serviceerror.DeadlineExceeded
 	switch {
+	case errors.As(err, &app) && app.Type() == errTypeConflict:
+		return BudgetMade{}, fmt.Errorf("%w: %s", budget.ErrConflict, app.Message())
 	case errors.As(err, &app):
-		return fmt.Errorf("%w: %s", ErrNotPermitted, app.Message())
+		return BudgetMade{}, fmt.Errorf("budget: not changed: %w: %s", ErrNotPermitted, app.Message())
 	case within.Err() != nil, errors.Is(err, context.DeadlineExceeded), errors.As(err, &late): // the call's own deadline may come first
-		// It must not be announced later, when nobody makes the change any more.
+		// It must not be made later, when nobody asks for it any more.
 		after, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer done()
-		return errors.Join(fmt.Errorf("%w: %v on task queue %s: a worker must run (stokehold dev, or a program of yours)", ErrNobodyJudged, wait, queueOr(g.TaskQueue)),
+		return BudgetMade{}, errors.Join(fmt.Errorf("%w: %v on task queue %s: a worker must run (stokehold dev, or a program of yours)", ErrNobodyJudged, wait, queueOr(g.TaskQueue)),
 			ctx.Err(), g.Client.TerminateWorkflow(after, id, run.GetRunID(), "nobody judged it while somebody waited"))
 	}
-	return fmt.Errorf("workflows: have a change of budgets judged: %w", explain(err))
+	return BudgetMade{}, fmt.Errorf("workflows: have a change of budgets judged: %w", explain(err))
 }
 
 // runBudgetChange is the workflow stokehold.budget-change.
-func runBudgetChange(ctx workflow.Context, c budgetChange) error {
-	a := announcement{
-		Type: events.TypeBudgetChanged, ID: c.ID, Source: "/stokehold/budgets", Subject: c.Subject, Time: c.Time, Actor: c.Actor, Data: c.Data,
+func runBudgetChange(ctx workflow.Context, c budgetChange) (made BudgetMade, err error) {
+	var draft announcement
+	if err := workflow.ExecuteLocalActivity(local(ctx, "what the proposal changes"), draftBudgetActivity, c.Proposal).Get(ctx, &draft); err != nil {
+		return made, err
 	}
-	return throughGate(ctx, "the change of budgets", func(ctx workflow.Context) error { return publishEvents(ctx, a) })
+	draft.Time = workflow.Now(ctx)
+	if err := throughGate(ctx, "the change of budgets", func(ctx workflow.Context) error { return publishEvents(ctx, draft) }); err != nil {
+		return made, err
+	}
+	err = workflow.ExecuteLocalActivity(local(ctx, "change the limits"), enactBudgetActivity, c.Proposal).Get(ctx, &made)
+	return made, err
+}
+
+// draftBudget is the event by which a proposal is judged.
+func (a *activities) draftBudget(ctx context.Context, proposal string) (announcement, error) {
+	if a.limits == nil {
+		return announcement{}, temporal.NewNonRetryableApplicationError("this worker changes no limits: give it WorkerConfig.Limits", errTypePermanent, nil)
+	}
+	ev, err := a.limits.Draft(ctx, proposal)
+	if err != nil {
+		return announcement{}, limitsError(err)
+	}
+	var data events.BudgetChanged
+	if err := ev.DataAs(&data); err != nil {
+		return announcement{}, limitsError(fmt.Errorf("%w: %w", budget.ErrInvalid, err))
+	}
+	actor, _ := ev.Extensions()[events.ExtActor].(string)
+	return announcement{Type: ev.Type(), ID: ev.ID(), Source: ev.Source(), Subject: ev.Subject(), Actor: actor, Data: data}, nil
+}
+
+// enactBudget makes the change of a proposal that was judged, and tells the runs that wait.
+func (a *activities) enactBudget(ctx context.Context, proposal string) (BudgetMade, error) {
+	if a.limits == nil {
+		return BudgetMade{}, temporal.NewNonRetryableApplicationError("this worker changes no limits: give it WorkerConfig.Limits", errTypePermanent, nil)
+	}
+	e, err := a.limits.Enact(ctx, proposal)
+	if err != nil {
+		return BudgetMade{}, limitsError(err)
+	}
+	e.Document = nil     // it may be larger than a payload
+	if a.client == nil { // in a test environment: nobody waits
+		return BudgetMade{Entry: e}, nil
+	}
+	told, err := TellBudget(ctx, a.client)
+	if err != nil { // they look for themselves
+		a.log.WarnContext(ctx, "the limits are changed, but not all runs were told", "error", err)
+	}
+	return BudgetMade{e, told}, nil
+}
+
+// limitsError keeps what trying again does not mend from being tried again.
+func limitsError(err error) error {
+	switch {
+	case errors.Is(err, budget.ErrConflict):
+		return temporal.NewNonRetryableApplicationError(err.Error(), errTypeConflict, err)
+	case errors.Is(err, budget.ErrInvalid), errors.Is(err, budget.ErrNotFound), errors.Is(err, budget.ErrCorrupt), errors.Is(err, budget.ErrConfig):
+		return temporal.NewNonRetryableApplicationError(err.Error(), errTypePermanent, err)
+	}
+	return err
 }

@@ -49,7 +49,10 @@ type WorkerConfig struct {
 	Approvals Approvals
 	// Budgets counts what stages use and pauses those that have nothing left; nil:
 	// nobody counts.
-	Budgets   Budgets
+	Budgets Budgets
+	// Limits makes the changes of limits that are proposed (BudgetGate); nil: this worker
+	// makes none.
+	Limits    Limits
 	TaskQueue string // default DefaultTaskQueue
 	// Class and Region say what kind of worker this is and where, for what governance
 	// routes: it serves stages that are sent to either or both, besides those that are
@@ -96,7 +99,7 @@ func (a *activities) register(r Registrar) {
 	for name, fn := range map[string]any{
 		publishActivity: a.publish, aliasActivity: a.alias, notifyActivity: a.notify, fireActivity: a.fire, lookActivity: a.look,
 		permitActivity: a.permit, migrateActivity: a.migrate, dropActivity: a.drop, askActivity: a.ask, settleActivity: a.settle, budgetActivity: a.lookAtBudget,
-		placeActivity:     a.place,
+		placeActivity: a.place, draftBudgetActivity: a.draftBudget, enactBudgetActivity: a.enactBudget,
 		planTiersActivity: a.planTiers, expireTierActivity: a.expireTier, migrationEndActivity: a.migrationEnd,
 	} {
 		r.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: name})
@@ -124,7 +127,7 @@ func RegisterWorkflows(r interface {
 func newActivities(cfg WorkerConfig) (*activities, error) {
 	a := &activities{
 		now:    time.Now,
-		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, tiers: cfg.Tiers, approvals: cfg.Approvals, budgets: cfg.Budgets,
+		client: cfg.Client, executor: cfg.Executor, publisher: cfg.Publisher, aliases: cfg.Aliases, migrator: cfg.Migrator, tiers: cfg.Tiers, approvals: cfg.Approvals, budgets: cfg.Budgets, limits: cfg.Limits,
 		log: cfg.Logger, queue: queueOr(cfg.TaskQueue), pipelines: make(map[string]*Definition), stages: maps.Clone(cfg.Stages),
 		attributes: !cfg.WithoutSearchAttributes, seed: cfg.Seed, here: Place{cfg.Class, cfg.Region},
 	}

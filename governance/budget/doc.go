@@ -3,7 +3,8 @@
 //
 // A Document says what the limits and prices are. It is one key of a JetStream KV
 // bucket, changed by compare-and-set, with its history kept. A Ledger follows it,
-// and keeps what was spent in a second bucket.
+// and keeps what was spent in a second bucket. Whoever wants other limits proposes
+// them in a third (Apply, Set, Raise); a Gate has that judged, and sets them.
 //
 // # How spending is counted once
 //

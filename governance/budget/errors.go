@@ -27,6 +27,8 @@ var (
 	ErrClosed = errors.New("the ledger of budgets is closed")
 )
 
+var errOthers = fmt.Errorf("%w: somebody else changed the limits meanwhile: look at them and try again", ErrConflict)
+
 // ExhaustedError says which budget has nothing left.
 type ExhaustedError struct{ Balance Balance }
 

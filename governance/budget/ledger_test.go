@@ -2,6 +2,7 @@ package budget_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -69,7 +70,7 @@ func changing(t *testing.T, s *natstest.Server) (budget.Changing, *governance.Me
 		t.Fatal(err)
 	}
 	log := &governance.MemoryLog{}
-	return budget.Changing{Store: store, Log: log, Bus: &told{}, Actor: "ann", Reason: "a test"}, log
+	return budget.Changing{Store: store, Gate: budget.Gate{Store: store, Log: log, Bus: &told{}}, Actor: "ann", Reason: "a test"}, log
 }
 
 func apply(t *testing.T, s *natstest.Server, doc string) {
@@ -244,163 +245,6 @@ func TestWindows(t *testing.T) {
 	all, err := l.Balances(t.Context())
 	if err != nil || len(all) != 5 {
 		t.Errorf("%d balances, %v: %+v", len(all), err, all)
-	}
-}
-
-func TestRaise(t *testing.T) {
-	s := natstest.Start(t)
-	l := open(t, s, nil)
-	if d, err := l.Document(); d != nil || err != nil {
-		t.Errorf("before there is one: %v, %v", d, err)
-	}
-	c, log := changing(t, s)
-	ctx := t.Context()
-	_, err := budget.Raise(ctx, c, "team/late", "", budget.Limits{Money: new(budget.Micro(1))})
-	if !errors.Is(err, budget.ErrNotFound) {
-		t.Errorf("raised what is not there: %v", err)
-	}
-	apply(t, s, limits)
-	knows(t, l)
-	e, err := budget.Raise(ctx, c, "team/late", "", budget.Limits{Money: new(budget.Micro(50e6))})
-	if err != nil || e.Actor != "ann" || e.Change != "team/late per month: 150 EUR, 1000 accelerator-seconds, was 100 EUR, 1000 accelerator-seconds" {
-		t.Fatalf("%+v, %v", e, err)
-	}
-	eventually(t, "the raise", func() bool {
-		st, err := l.Standing(ctx, "score", "")
-		return err == nil && balance(t, st, "team/late", budget.Money).Limit == 150e6
-	})
-	if e, err = budget.Raise(ctx, c, "run/train/r1", "", budget.Limits{Money: new(budget.Micro(5e6))}); err != nil || !strings.Contains(e.Change, "35 EUR, was 30 EUR") {
-		t.Errorf("a run of its own: %+v, %v", e, err)
-	}
-	if _, err = budget.Set(ctx, c, "pipeline/score", budget.Day, budget.Limits{Seconds: map[string]budget.Micro{budget.CPU: 5e6}}); err != nil {
-		t.Error(err)
-	}
-	for name, try := range map[string]func() error{
-		"no reason": func() error {
-			c := c
-			c.Reason = " "
-			_, err := budget.Set(ctx, c, "run/*", "", budget.Limits{})
-			return err
-		},
-		"no scope": func() error {
-			_, err := budget.Set(ctx, c, "all", "", budget.Limits{Money: new(budget.Micro(1))})
-			return err
-		},
-		"no team": func() error {
-			_, err := budget.Set(ctx, c, "team/x", budget.Day, budget.Limits{Money: new(budget.Micro(1))})
-			return err
-		},
-		"nothing":  func() error { _, err := budget.Raise(ctx, c, "run/*", "", budget.Limits{}); return err },
-		"conflict": func() error { _, err := budget.Apply(ctx, c, []byte(limits), 1); return err },
-	} {
-		if err := try(); !errors.Is(err, budget.ErrInvalid) && !errors.Is(err, budget.ErrConflict) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	past, err := c.Store.History(ctx)
-	if err != nil || len(past) != 4 || past[3].Document == nil || past[1].Reason != "a test" {
-		t.Errorf("history: %+v, %v", past, err)
-	}
-	var codes []string
-	for d, err := range log.Read(ctx, time.Time{}) {
-		if err != nil || d.Type != budget.DecisionType || d.Actor != "ann" || !strings.HasSuffix(d.Reason, ": a test") {
-			t.Errorf("on record: %+v", d)
-		}
-		codes = append(codes, d.Code)
-	}
-	if got := strings.Join(codes, " "); got != "BudgetRaised BudgetRaised BudgetSet" {
-		t.Errorf("on record: %s", got)
-	}
-	// What is not on record does not happen.
-	c.Log = &governance.MemoryLog{Limit: 1}
-	for range 2 {
-		_, err = budget.Raise(ctx, c, "run/*", "", budget.Limits{Money: new(budget.Micro(1))})
-	}
-	if err == nil || !strings.Contains(err.Error(), "not on record, so not changed") {
-		t.Errorf("without a record: %v", err)
-	}
-}
-
-// A change is told before it takes effect, by what it changes and whether that lets more
-// be spent; what is refused changes nothing, and is not on record as done.
-func TestChangesAreJudged(t *testing.T) {
-	s := natstest.Start(t)
-	c, log := changing(t, s)
-	bus := &told{}
-	c.Bus = bus
-	ctx := t.Context()
-	money := func(m int64) budget.Limits { return budget.Limits{Money: new(budget.Micro(m * 1e6))} }
-	document := func(doc string) func() (budget.Entry, error) {
-		return func() (budget.Entry, error) {
-			e, err := c.Store.Get(ctx)
-			if err != nil && !errors.Is(err, budget.ErrNotFound) {
-				return e, err
-			}
-			return budget.Apply(ctx, c, []byte(doc), e.Revision)
-		}
-	}
-	types, err := events.NewRegistry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, step := range []struct {
-		name   string
-		do     func() (budget.Entry, error)
-		how    string
-		weaker bool
-	}{
-		{"the first document", document(limits), "applied", false},
-		{"the same again", document(limits), "applied", false},
-		{"a raise", func() (budget.Entry, error) { return budget.Raise(ctx, c, "team/late", "", money(5)) }, "raised", true},
-		{"less", func() (budget.Entry, error) { return budget.Set(ctx, c, "team/late", "", money(50)) }, "set", false},
-		{"more", func() (budget.Entry, error) { return budget.Set(ctx, c, "team/late", "", money(60)) }, "set", true},
-		{"one more budget", func() (budget.Entry, error) { return budget.Set(ctx, c, "pipeline/train", budget.Month, money(1)) }, "set", false},
-		{"a run of its own", func() (budget.Entry, error) { return budget.Raise(ctx, c, "run/train/r1", "", money(5)) }, "raised", true},
-		{"a document with less", document(strings.Replace(limits, "money: 20", "money: 10", 1)), "applied", true}, // what was set above is gone
-		{"one with a limit less", document(strings.Replace(limits, ", cpu: 3600", "", 1)), "applied", true},
-		{"one with another price", document(strings.Replace(limits, "prices: {", "prices: {gpu: 1, ", 1)), "applied", true},
-	} {
-		before, _ := c.Store.Get(ctx)
-		bus.events = nil
-		e, err := step.do()
-		if err != nil || len(bus.events) != 1 || e.Revision == before.Revision {
-			t.Fatalf("%s: %+v, %v, %d events", step.name, e, err, len(bus.events))
-		}
-		ev := bus.events[0]
-		var d events.BudgetChanged
-		if err := errors.Join(types.Check(&ev), ev.DataAs(&d)); err != nil {
-			t.Fatalf("%s: %v", step.name, err)
-		}
-		if d.How != step.how || d.Weaker != step.weaker || d.Change != e.Change || d.Reason != "a test" || d.Over != int64(before.Revision) || ev.Extensions()[events.ExtActor] != "ann" {
-			t.Errorf("%s: %+v", step.name, d)
-		}
-		if step.name == "a raise" && (ev.Subject() != "team/late" || *d.Before.Money != 100 || *d.After.Money != 105 || *d.After.AcceleratorSeconds != 1000 || d.Window != "month") {
-			t.Errorf("%s: %s %+v", step.name, ev.Subject(), d)
-		}
-	}
-	before, err := c.Store.Get(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	count := func() (n int) {
-		for range log.Read(ctx, time.Time{}) {
-			n++
-		}
-		return n
-	}
-	records := count()
-	for _, why := range []error{events.ErrDenied, events.ErrApprovalRequired, context.DeadlineExceeded} {
-		bus.err = why
-		if _, err := budget.Raise(ctx, c, "run/*", "", money(1)); !errors.Is(err, why) || !strings.Contains(err.Error(), "not changed") {
-			t.Errorf("%v: %v", why, err)
-		}
-	}
-	if after, err := c.Store.Get(ctx); err != nil || after.Revision != before.Revision || count() != records {
-		t.Errorf("revision %d, %v, %d records", after.Revision, err, count()-records)
-	}
-	c.Bus = nil
-	if _, err := budget.Raise(ctx, c, "run/*", "", money(1)); !errors.Is(err, budget.ErrConfig) {
-		t.Errorf("without a judge: %v", err)
 	}
 }
 
@@ -579,9 +423,28 @@ func TestRoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := budget.Changing{Store: store, Log: &governance.MemoryLog{}, Bus: &told{}, Actor: "ann", Reason: "a test"}
-	if _, err := budget.Apply(t.Context(), c, []byte(limits), 0); err != nil {
+	theirs, err := budget.NewStore(gate, "")
+	if err != nil {
 		t.Fatal(err)
+	}
+	bus, log := &told{}, &governance.MemoryLog{}
+	judging := budget.Gate{Store: theirs, Log: log, Bus: bus}
+	first := budget.Proposal{Actor: "ann", Reason: "a test", How: "applied", Document: limitsJSON(t)}
+	id, err := store.Propose(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev, err := judging.Draft(t.Context(), id)
+	if err != nil || ev.Type() != events.TypeBudgetChanged || ev.Extensions()[events.ExtActor] != "ann" {
+		t.Fatalf("%v, %v", ev, err)
+	}
+	for range 2 { // the second time finds that it is done
+		if e, err := judging.Enact(t.Context(), id); err != nil || e.Actor != "ann" || e.Change != "4 budgets applied" {
+			t.Errorf("%+v, %v", e, err)
+		}
+	}
+	if _, err := judging.Draft(t.Context(), id); !errors.Is(err, budget.ErrConflict) {
+		t.Errorf("proposed again: %v", err)
 	}
 	knows(t, l)
 	day := time.Now().UTC().Format(time.DateOnly)
@@ -596,12 +459,36 @@ func TestRoles(t *testing.T) {
 	if all, err := looking.Balances(t.Context()); err != nil || len(all) != 5 {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if c.Store, err = budget.NewStore(gate, ""); err != nil {
-		t.Fatal(err)
-	}
+	// Each can do its part alone.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := budget.Raise(ctx, c, "run/*", "", budget.Limits{Money: new(budget.Micro(1))}); !errors.Is(err, budget.ErrUnavailable) {
-		t.Errorf("a gate raised: %v", err)
+	if _, err := theirs.Propose(ctx, first); !errors.Is(err, budget.ErrUnavailable) {
+		t.Errorf("a gate proposed: %v", err)
 	}
+	own, err := store.Get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := budget.Changing{Store: store, Gate: budget.Gate{Store: store, Log: &governance.MemoryLog{}, Bus: &told{}}, Actor: "ann", Reason: "a test"}
+	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := budget.Raise(ctx, self, "run/*", "", budget.Limits{Money: new(budget.Micro(1))}); !errors.Is(err, budget.ErrUnavailable) {
+		t.Errorf("who may propose raised: %v", err)
+	}
+	if after, err := theirs.Get(t.Context()); err != nil || after.Revision != own.Revision {
+		t.Errorf("revision %d, was %d, %v", after.Revision, own.Revision, err)
+	}
+}
+
+func limitsJSON(t *testing.T) json.RawMessage {
+	t.Helper()
+	d, err := budget.ParseDocument([]byte(limits))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }

@@ -32,12 +32,15 @@ type Entry struct {
 	Change   string    `json:"change"`
 	Document *Document `json:"document,omitempty"`
 	Err      error     `json:"-"` // there is no Document because it cannot be read
+
+	over uint64 // the revision that it replaced
 }
 
 type entryRecord struct {
 	Actor    string          `json:"actor"`
 	Reason   string          `json:"reason"`
 	Change   string          `json:"change"`
+	Over     uint64          `json:"over"`
 	Document json.RawMessage `json:"document"`
 }
 
@@ -52,7 +55,7 @@ func entryOf(e jetstream.KeyValueEntry) Entry {
 		out.Err = fmt.Errorf("%w: limits of revision %d: %w", ErrCorrupt, e.Revision(), err)
 		return out
 	}
-	out.Actor, out.Reason, out.Change = rec.Actor, rec.Reason, rec.Change
+	out.Actor, out.Reason, out.Change, out.over = rec.Actor, rec.Reason, rec.Change, rec.Over
 	d, err := ParseDocument(rec.Document)
 	if err != nil {
 		out.Err = fmt.Errorf("%w: limits of revision %d: %w", ErrCorrupt, e.Revision(), err)
@@ -90,7 +93,7 @@ func readDocument(ctx context.Context, js jetstream.JetStream, prefix string) (E
 	return entryOf(e), nil
 }
 
-// Store keeps the document, for those who set limits. Safe for concurrent use.
+// Store keeps the document, and what is proposed in its place. Safe for concurrent use.
 type Store struct {
 	js     jetstream.JetStream
 	prefix string
@@ -98,7 +101,7 @@ type Store struct {
 }
 
 // NewStore makes a Store. It asks the server nothing. prefix is that of the
-// bucket, PREFIX_budgets; "": events.DefaultPrefix.
+// buckets, PREFIX_budgets and PREFIX_budget_proposals; "": events.DefaultPrefix.
 func NewStore(conn *nats.Conn, prefix string) (*Store, error) {
 	if prefix == "" {
 		prefix = events.DefaultPrefix
@@ -151,22 +154,31 @@ func (s *Store) put(ctx context.Context, rec entryRecord, over uint64) (uint64, 
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	kv, err := s.js.KeyValue(ctx, documentBucketName(s.prefix))
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		if kv, err = s.js.CreateKeyValue(ctx, documentBucket(s.prefix, 1)); errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = s.js.KeyValue(ctx, documentBucketName(s.prefix))
-		}
-	}
+	kv, err := s.bucket(ctx, documentBucket(s.prefix, 1))
 	if err != nil {
-		return 0, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, documentBucketName(s.prefix), err)
+		return 0, err
 	}
 	revision, err := kv.Update(ctx, documentKey, raw, over)
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-		return 0, fmt.Errorf("%w: somebody else changed the limits meanwhile: look at them and try again", ErrConflict)
+		return 0, errOthers
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%w: write the limits: %w (may these credentials write them?)", ErrUnavailable, err)
 	}
 	return revision, nil
+}
+
+// bucket opens a bucket, and makes it if it is not there.
+func (s *Store) bucket(ctx context.Context, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+	kv, err := s.js.KeyValue(ctx, cfg.Bucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		if kv, err = s.js.CreateKeyValue(ctx, cfg); errors.Is(err, jetstream.ErrBucketExists) {
+			kv, err = s.js.KeyValue(ctx, cfg.Bucket)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, cfg.Bucket, err)
+	}
+	return kv, nil
 }

@@ -189,7 +189,7 @@ func setter(t *testing.T, env *workflowstest.Env) (budget.Changing, *nats.Conn) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return budget.Changing{Store: store, Log: &governance.MemoryLog{}, Bus: env.Bus, Actor: "ann", Reason: "a test"}, conn
+	return budget.Changing{Store: store, Gate: budget.Gate{Store: store, Log: &governance.MemoryLog{}, Bus: env.Bus}, Actor: "ann", Reason: "a test"}, conn
 }
 
 func ledgerOn(t *testing.T, conn *nats.Conn) *budget.Ledger {

@@ -17,18 +17,22 @@ import (
 	"github.com/stokehold/stokehold/workflows"
 )
 
-// lastEvent lets nothing pass and notes what it was.
-type lastEvent struct{ id string }
+// lastProposal makes nothing of what is proposed, and notes under which id it is stored.
+type lastProposal struct {
+	store *budget.Store
+	id    string
+}
 
 var errTrial = errors.New("a trial")
 
-func (l *lastEvent) Publish(_ context.Context, evs ...events.Event) error {
-	l.id = evs[0].ID()
-	return errTrial
+func (l *lastProposal) Make(ctx context.Context, p budget.Proposal) (budget.Entry, error) {
+	var err error
+	l.id, err = l.store.Propose(ctx, p)
+	return budget.Entry{}, errors.Join(errTrial, err)
 }
 
-// A change of limits is judged by a worker before it takes effect: denied, or not approved
-// by people, nothing changes, and nobody who is not there lets it pass.
+// A change of limits is judged, and made, by a worker: denied, or not approved by people,
+// nothing changes, and nobody who is not there lets it pass.
 func TestBudgetChangesPassTheGate(t *testing.T) {
 	env := open(t)
 	a := openArchive(t, env)
@@ -42,9 +46,8 @@ func TestBudgetChangesPassTheGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := budget.Changing{
-		Store: store, Log: &governance.MemoryLog{}, Bus: workflows.BudgetGate{Client: env.Client, Wait: time.Second}, Actor: "ann", Reason: "a test",
-	}
+	gate := workflows.BudgetGate{Client: env.Client, Store: store, Wait: time.Second}
+	c := budget.Changing{Store: store, Gate: gate, Actor: "ann", Reason: "a test"}
 	const limits = "{apiVersion: stokehold.dev/v1, kind: Budgets, teams: {late: [train]}, budgets: [{scope: team/late, window: month, money: 100}]}"
 	// Nobody works.
 	if _, err := budget.Apply(t.Context(), c, []byte(limits), 0); !errors.Is(err, workflows.ErrNobodyJudged) {
@@ -54,8 +57,8 @@ func TestBudgetChangesPassTheGate(t *testing.T) {
 		t.Errorf("it took effect: %v", err)
 	}
 	// Nor does it later, when somebody works and nobody makes the change any more.
-	trial := &lastEvent{}
-	c.Bus = trial
+	trial := &lastProposal{store: store}
+	c.Gate = trial
 	if _, err := budget.Apply(t.Context(), c, []byte(limits), 0); !errors.Is(err, errTrial) {
 		t.Fatal(err)
 	}
@@ -63,8 +66,10 @@ func TestBudgetChangesPassTheGate(t *testing.T) {
 	if err != nil || d.GetWorkflowExecutionInfo().GetStatus() != enums.WORKFLOW_EXECUTION_STATUS_TERMINATED {
 		t.Errorf("%v, %v", d.GetWorkflowExecutionInfo().GetStatus(), err)
 	}
+	a.limits = budget.Gate{Store: store, Log: &governance.MemoryLog{}}
 	a.work(t, nil)
-	c.Bus = workflows.BudgetGate{Client: env.Client}
+	gate.Wait = 0
+	c.Gate = gate
 	first, err := budget.Apply(t.Context(), c, []byte(limits), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -96,16 +101,14 @@ func TestBudgetChangesPassTheGate(t *testing.T) {
 		t.Fatalf("asked %+v, %v", list, err)
 	}
 	a.vote(t, list[0], true)
-	eventually(t, "the end of the wait", func() bool {
-		d, err := env.Client.DescribeWorkflowExecution(t.Context(), list[0].Workflow, "")
-		return err == nil && d.GetWorkflowExecutionInfo().GetCloseTime() != nil
+	eventually(t, "the change, which nobody need ask for again", func() bool {
+		e, err := store.Get(t.Context())
+		return err == nil && e.Change == "team/late per month: 105 money, was 100 money" && e.Actor == "ann" && e.Reason == "customers"
 	})
-	if err := raise("customers"); err != nil {
-		t.Fatal(err)
-	}
-	if e, err := store.Get(t.Context()); err != nil || e.Change != "team/late per month: 105 money, was 100 money" {
-		t.Errorf("%q, %v", e.Change, err)
-	}
+	eventually(t, "the end of the workflow", func() bool {
+		d, err := env.Client.DescribeWorkflowExecution(t.Context(), list[0].Workflow, "")
+		return err == nil && d.GetWorkflowExecutionInfo().GetStatus() == enums.WORKFLOW_EXECUTION_STATUS_COMPLETED
+	})
 	// Another raise is another question; a no ends it.
 	if err := raise("more customers"); !errors.Is(err, events.ErrApprovalRequired) {
 		t.Errorf("%v", err)
@@ -123,11 +126,31 @@ func TestBudgetChangesPassTheGate(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	replay(t, env, "budget-change", list[0].Workflow)
-	ev, err := events.New(events.TypeRunStarted, "/test", "r", "r", time.Now(), events.RunStarted{Pipeline: "p", Run: "p/r"})
-	if err != nil {
+	// What was approved takes the place of nothing else than what it was to replace.
+	if err := raise("even more customers"); !errors.Is(err, events.ErrApprovalRequired) {
 		t.Fatal(err)
 	}
-	if err := c.Bus.Publish(t.Context(), ev); !errors.Is(err, events.ErrInvalid) {
-		t.Errorf("another type of event: %v", err)
+	last, err := a.co.Store.List(t.Context(), false)
+	if err != nil || len(last) != 1 {
+		t.Fatalf("%+v, %v", last, err)
+	}
+	own := c
+	own.Gate = budget.Gate{Store: store, Log: &governance.MemoryLog{}, Bus: env.Bus}
+	if _, err := budget.Set(t.Context(), own, "team/late", "", budget.Limits{Money: new(budget.Micro(50e6))}); err != nil {
+		t.Fatal(err)
+	}
+	a.vote(t, last[0], true)
+	eventually(t, "the end of the third wait", func() bool {
+		d, err := env.Client.DescribeWorkflowExecution(t.Context(), last[0].Workflow, "")
+		return err == nil && d.GetWorkflowExecutionInfo().GetStatus() == enums.WORKFLOW_EXECUTION_STATUS_FAILED
+	})
+	if e, err := store.Get(t.Context()); err != nil || e.Change != "team/late per month: 50 money, was 105 money" {
+		t.Errorf("%q, %v", e.Change, err)
+	}
+	if _, err := gate.Make(t.Context(), budget.Proposal{Actor: "ann", Reason: "a test", How: "applied", Document: []byte(`{}`)}); !errors.Is(err, budget.ErrInvalid) {
+		t.Errorf("a faulty document: %v", err)
+	}
+	if _, err := budget.Apply(t.Context(), c, []byte(limits), 1); !errors.Is(err, budget.ErrConflict) {
+		t.Errorf("in place of others: %v", err)
 	}
 }

@@ -56,12 +56,13 @@ spec:
 
 // archive is a store with a cold tier, on a bus that judges by a policy, and people.
 type archive struct {
-	env   *workflowstest.Env
-	bus   *events.Bus
-	store *tiers.Store
-	log   *governance.MemoryLog
-	co    *approval.Coordinator
-	ahead atomic.Int64 // how far the clock of those who count votes is, ns
+	env    *workflowstest.Env
+	bus    *events.Bus
+	store  *tiers.Store
+	log    *governance.MemoryLog
+	co     *approval.Coordinator
+	limits workflows.Limits // of its workers; nil: they change none
+	ahead  atomic.Int64     // how far the clock of those who count votes is, ns
 }
 
 func openArchive(t *testing.T, env *workflowstest.Env) *archive {
@@ -162,7 +163,7 @@ func (a *archive) work(t *testing.T, planner workflows.TierPlanner) *workflows.W
 	t.Helper()
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: a.env.Client, Bus: a.bus, Types: a.env.Types, Executor: &workflowstest.Light{}, Aliases: workflowstest.NoAliases{},
-		Migrator: a.store, Tiers: planner, Approvals: a.co,
+		Migrator: a.store, Tiers: planner, Approvals: a.co, Limits: a.limits,
 	})
 	if err != nil {
 		t.Fatal(err)
