@@ -126,11 +126,8 @@ func (c Changing) change(ctx context.Context, scope string, window Window, how s
 	switch {
 	case errors.Is(err, ErrNotFound) && kind == "run" && how == raised:
 		// Of a run that a pattern covers, the raise makes a budget of its own.
-		pipeline, _, _ := strings.Cut(strings.TrimPrefix(scope, "run/"), "/")
-		for _, b := range next.concern(pipeline, strings.TrimPrefix(scope, "run/")) {
-			if b.Scope == scope {
-				next.Budgets, i, err = append(next.Budgets, b), len(next.Budgets), nil
-			}
+		if b, ok := next.ofRun(scope); ok {
+			next.Budgets, i, err = append(next.Budgets, b), len(next.Budgets), nil
 		}
 	case errors.Is(err, ErrNotFound) && how == set && window != "":
 		next.Budgets, i, err = append(next.Budgets, Budget{Scope: scope, Window: window}), len(next.Budgets), nil

@@ -61,15 +61,23 @@ func (d *Document) covering(b Budget) Limits {
 	if i := slices.IndexFunc(d.Budgets, b.replaces); i >= 0 {
 		return d.Budgets[i].Limits
 	}
-	if run, ok := strings.CutPrefix(b.Scope, "run/"); ok {
-		pipeline, _, _ := strings.Cut(run, "/")
-		for _, c := range d.concern(pipeline, run) {
-			if c.Scope == b.Scope {
-				return c.Limits
-			}
+	pattern, _ := d.ofRun(b.Scope)
+	return pattern.Limits
+}
+
+// ofRun is the budget that counts for the run of a scope, as one of its own.
+func (d *Document) ofRun(scope string) (Budget, bool) {
+	run, ok := strings.CutPrefix(scope, "run/")
+	if !ok {
+		return Budget{}, false
+	}
+	pipeline, _, _ := strings.Cut(run, "/")
+	for _, b := range d.concern(pipeline, run) {
+		if b.Scope == scope {
+			return b, true
 		}
 	}
-	return Limits{}
+	return Budget{}, false
 }
 
 // event is the limits as events tell of them; nil: there are none.
