@@ -98,8 +98,9 @@ func start(ctx context.Context, bin string, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// ready asks until the server answers. Who answers is certain: nobody else listens
-// where the server could, and a server that could not has exited.
+// ready asks until the server takes requests: what it calls ready comes before its drive and
+// its users are. Who answers is certain: nobody else listens where the server could, and a
+// server that could not has exited.
 func (s *Server) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
@@ -110,7 +111,7 @@ func (s *Server) ready(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/minio/health/ready", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/minio/health/cluster", nil)
 		if err != nil {
 			return err
 		}

@@ -64,8 +64,13 @@ func (s *Store) sweepUploads(ctx context.Context, before time.Time) (removed int
 			if !u.Initiated.Before(before) {
 				continue
 			}
+			if there, err := s.pending(ctx, u.Key, u.UploadID); err != nil {
+				return removed, s.fail(ctx, "look at upload", u.Key, err)
+			} else if !there {
+				continue
+			}
 			err := s.client.AbortMultipartUpload(ctx, s.Bucket, u.Key, u.UploadID)
-			if err != nil && minio.ToErrorResponse(err).Code != minio.NoSuchUpload {
+			if err != nil && minio.ToErrorResponse(err).Code != minio.NoSuchUpload { // which may be another sweeper's doing
 				return removed, s.fail(ctx, "abort upload", u.Key, err)
 			}
 			removed++
@@ -75,6 +80,17 @@ func (s *Store) sweepUploads(ctx context.Context, before time.Time) (removed int
 		}
 		keyMarker, idMarker = page.NextKeyMarker, page.NextUploadIDMarker
 	}
+}
+
+// pending reports whether an upload that is listed is there. MinIO goes on listing one that
+// it has completed for a client that left before it heard of that, until it is restarted,
+// and says each time that it has aborted it.
+func (s *Store) pending(ctx context.Context, key, upload string) (bool, error) {
+	_, err := s.client.ListObjectParts(ctx, s.Bucket, key, upload, 0, 1)
+	if minio.ToErrorResponse(err).Code == minio.NoSuchUpload {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // sweepVersions removes versions that are not the newest, and marks of deletion
