@@ -14,6 +14,7 @@ import (
 	"github.com/stokehold/stokehold/governance"
 	"github.com/stokehold/stokehold/governance/approval"
 	"github.com/stokehold/stokehold/governance/audit"
+	"github.com/stokehold/stokehold/governance/budget"
 	"github.com/stokehold/stokehold/workflows"
 )
 
@@ -90,6 +91,10 @@ func playedHost(ctx context.Context, cfg config.Config) (_ system, err error) {
 		return nil, err
 	}
 	j.closers = append(j.closers, bus.Close)
+	limits, err := budget.NewStore(nc, "")
+	if err != nil {
+		return nil, err
+	}
 	c, err := workflows.Dial(ctx, workflows.DialConfig{Address: cfg.Temporal.Address, Namespace: cfg.Temporal.Namespace})
 	if err != nil {
 		return nil, err
@@ -97,7 +102,7 @@ func playedHost(ctx context.Context, cfg config.Config) (_ system, err error) {
 	j.closers = append(j.closers, func(context.Context) error { c.Close(); return nil })
 	w, err := workflows.NewWorker(workflows.WorkerConfig{
 		Client: c, Bus: bus, Types: types, Executor: &workflowstest.Light{}, Aliases: workflowstest.NoAliases{}, TaskQueue: cfg.Temporal.TaskQueue,
-		Approvals: &approval.Coordinator{Store: people, Bus: bus},
+		Approvals: &approval.Coordinator{Store: people, Bus: bus}, Limits: budget.Gate{Store: limits, Log: log},
 	})
 	if err != nil {
 		return nil, err
