@@ -238,6 +238,12 @@ func TestLeastPolicyIsEnough(t *testing.T) {
 	if _, err := s.SweepPartial(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
+	if _, err := (minio.Core{Client: raw(t, m, nil)}).NewMultipartUpload(t.Context(), "least", "begun", minio.PutObjectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.SweepPartial(t.Context(), 0); err != nil || n != 1 {
+		t.Errorf("swept %d, %v, want the upload that was begun", n, err)
+	}
 	cfg.Bucket = "others"
 	if _, err := s3.Open(t.Context(), cfg); !errors.Is(err, s3.ErrAccess) {
 		t.Errorf("another bucket: %v, want ErrAccess", err)
