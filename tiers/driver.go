@@ -82,8 +82,7 @@ func (d hotDriver) Write(ctx context.Context, ref arrowio.Ref, rec arrow.RecordB
 		return arrowio.Location{}, err
 	}
 	defer lease.Release()
-	h.add(ref.ID(), h.arena, lease.Handle(), "")
-	return hotLocation(lease.Handle()), nil
+	return hotLocation(h.add(ref.ID(), h.arena, lease.Handle(), "")), nil
 }
 
 func hotLocation(h shm.Handle) arrowio.Location {

@@ -133,19 +133,23 @@ func (h *hot) evict() bool {
 	return false
 }
 
-// add keeps a published slot as the hot copy of a batch. If there is one already
-// the new slot is dropped.
-func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string) {
+// add keeps a published slot as the hot copy of a batch, and returns where that is. If
+// there is one already the new slot is dropped.
+func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string) shm.Handle {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, ok := h.slots[id]; ok || h.closed {
+	if e, ok := h.slots[id]; ok {
 		_ = arena.Drop(handle) // gone already: as wanted
-		return
+		return e.Value.(*hotSlot).handle
+	}
+	if h.closed {
+		_ = arena.Drop(handle) // as above
+		return handle
 	}
 	slot := &hotSlot{id: id, arena: arena, handle: handle, digest: digest}
 	h.slots[id] = h.order.PushBack(slot)
 	if arena == h.arena {
-		return
+		return handle
 	}
 	h.adopted++
 	h.bytes += slot.bytes()
@@ -165,6 +169,7 @@ func (h *hot) add(id string, arena *shm.Arena, handle shm.Handle, digest string)
 		}
 		e = next
 	}
+	return handle
 }
 
 // drop gives up the publisher's hold. Callers hold mu.
