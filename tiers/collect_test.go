@@ -2,11 +2,11 @@ package tiers_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -122,15 +122,9 @@ const (
 	collectorTTL = time.Second
 )
 
-// TestCollectorChild is the process that TestStoppedCollector stops: it stops itself once
-// it has removed one file.
-func TestCollectorChild(t *testing.T) {
-	spec := os.Getenv(collectorEnv)
-	if spec == "" {
-		t.Skip("run by TestStoppedCollector")
-	}
-	f := strings.Split(spec, "|")
-	ctx, s := childStore(t, f[0], f[1], f[2])
+// collectorChild is the process that TestStoppedCollector stops: it stops itself once it
+// has removed one file.
+func collectorChild(ctx context.Context, s *tiers.Store, _ []string) error {
 	tiers.SetLeaseTTL(s, collectorTTL)
 	removed := 0
 	err := s.Collect(ctx, 0, true, func(o tiers.Orphan) error {
@@ -144,12 +138,10 @@ func TestCollectorChild(t *testing.T) {
 		_, err := os.Stdin.Read(make([]byte, 1)) // this thread may come so far before it stops
 		return err
 	})
-	// Closes nothing: a process that was not told to end.
 	if !errors.Is(err, tiers.ErrBusy) || removed != 1 {
-		fmt.Println("went on:", removed, "removed,", err)
-		os.Exit(1)
+		return fmt.Errorf("went on: %d removed, %w", removed, err)
 	}
-	os.Exit(0)
+	return nil
 }
 
 // A collector that stands still while its lease ends, and goes on after a migration has
@@ -180,8 +172,7 @@ func TestStoppedCollector(t *testing.T) {
 		age(t, dir, 3*time.Hour)
 	}
 
-	child := exec.CommandContext(w.ctx, os.Args[0], "-test.run=^TestCollectorChild$")
-	child.Env = append(os.Environ(), collectorEnv+"="+strings.Join([]string{w.conn.ConnectedUrl(), w.warm, w.cold}, "|"))
+	child := w.child(collectorEnv)
 	var out bytes.Buffer
 	child.Stdout, child.Stderr = &out, &out
 	input, err := child.StdinPipe()

@@ -12,14 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/stokehold/stokehold/arrowio"
-	"github.com/stokehold/stokehold/arrowio/shm"
 	"github.com/stokehold/stokehold/events"
 	"github.com/stokehold/stokehold/internal/smalldisk"
 	"github.com/stokehold/stokehold/tiers"
-	"github.com/stokehold/stokehold/tiers/objectdir"
 )
 
 // eventually polls a condition for at most ten seconds.
@@ -281,51 +277,19 @@ func TestMoveToAFullDisk(t *testing.T) {
 	}
 }
 
-const childEnv = "STOKEHOLD_TEST_MOVER"
+const moverEnv = "STOKEHOLD_TEST_MOVER"
 
-// TestMoverChild is the process that TestKilledMover kills.
-func TestMoverChild(t *testing.T) {
-	spec := os.Getenv(childEnv)
-	if spec == "" {
-		t.Skip("run by TestKilledMover")
-	}
-	f := strings.Split(spec, "|")
-	point, to := f[3], f[4]
-	ctx, s := childStore(t, f[0], f[1], f[2])
+// moverChild is the process that TestKilledMover kills.
+func moverChild(ctx context.Context, s *tiers.Store, args []string) error {
+	point, to := args[0], args[1]
 	tiers.SetFault(s, func(p string) error {
 		if p == point {
 			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 		return nil
 	})
-	m := tiers.Migration{Dataset: dataset, Evict: to == "cold", To: arrowio.Tier(to)}
-	_, err := s.Move(ctx, m, nil)
-	t.Fatalf("not killed at %q: %v", point, err)
-}
-
-// childStore opens the store of a process that a test starts, on that test's server and
-// directories. It is not closed.
-func childStore(t *testing.T, url, warm, cold string) (context.Context, *tiers.Store) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	t.Cleanup(cancel)
-	nc, err := nats.Connect(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bus, err := events.Open(ctx, events.Config{Conn: nc, Judge: events.AllowAll()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := objectdir.Open(cold)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := tiers.Open(ctx, tiers.Config{Conn: nc, Bus: bus, Host: &shm.Host{}, Warm: warm, Cold: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ctx, s
+	_, err := s.Move(ctx, tiers.Migration{Dataset: dataset, Evict: to == "cold", To: arrowio.Tier(to)}, nil)
+	return fmt.Errorf("not killed at %q: %w", point, err)
 }
 
 // A process that is killed at any step of a move leaves a batch that can be read and
@@ -346,8 +310,7 @@ func TestKilledMover(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				child := exec.CommandContext(w.ctx, os.Args[0], "-test.run=^TestMoverChild$")
-				child.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{w.conn.ConnectedUrl(), w.warm, w.cold, point, string(to)}, "|"))
+				child := w.child(moverEnv, point, string(to))
 				out, err := child.CombinedOutput()
 				var exit *exec.ExitError
 				if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {

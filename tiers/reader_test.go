@@ -16,7 +16,10 @@ import (
 	"github.com/stokehold/stokehold/tiers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	runIfChild()
+	goleak.VerifyTestMain(m)
+}
 
 func dupFD(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0) }
 
