@@ -48,7 +48,7 @@ type activities struct {
 	tiers      TierPlanner
 	approvals  Approvals
 	budgets    Budgets // nil: nobody counts
-	limits     Limits
+	limits     Limits  // noLimits: it changes none
 	log        *slog.Logger
 	queue      string
 	pipelines  map[string]*Definition

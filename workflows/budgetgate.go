@@ -145,11 +145,20 @@ func runBudgetChange(ctx workflow.Context, c budgetChange) (made BudgetMade, err
 	return made, err
 }
 
+// noLimits are the Limits of a worker that is given none.
+type noLimits struct{}
+
+var errNoLimits = fmt.Errorf("%w: this worker changes no limits: give it WorkerConfig.Limits", budget.ErrConfig)
+
+func (noLimits) Draft(context.Context, string) (events.Event, error) {
+	return events.Event{}, errNoLimits
+}
+func (noLimits) Enact(context.Context, string) (budget.Entry, error) {
+	return budget.Entry{}, errNoLimits
+}
+
 // draftBudget is the event by which a proposal is judged.
 func (a *activities) draftBudget(ctx context.Context, proposal string) (announcement, error) {
-	if a.limits == nil {
-		return announcement{}, temporal.NewNonRetryableApplicationError("this worker changes no limits: give it WorkerConfig.Limits", errTypePermanent, nil)
-	}
 	ev, err := a.limits.Draft(ctx, proposal)
 	if err != nil {
 		return announcement{}, limitsError(err)
@@ -164,9 +173,6 @@ func (a *activities) draftBudget(ctx context.Context, proposal string) (announce
 
 // enactBudget makes the change of a proposal that was judged, and tells the runs that wait.
 func (a *activities) enactBudget(ctx context.Context, proposal string) (BudgetMade, error) {
-	if a.limits == nil {
-		return BudgetMade{}, temporal.NewNonRetryableApplicationError("this worker changes no limits: give it WorkerConfig.Limits", errTypePermanent, nil)
-	}
 	e, err := a.limits.Enact(ctx, proposal)
 	if err != nil {
 		return BudgetMade{}, limitsError(err)

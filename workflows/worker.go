@@ -135,6 +135,9 @@ func newActivities(cfg WorkerConfig) (*activities, error) {
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	faults := a.here.faults()
+	if a.limits == nil {
+		a.limits = noLimits{}
+	}
 	if a.executor == nil && cfg.Runtime != nil {
 		a.executor = cfg.Runtime
 	}

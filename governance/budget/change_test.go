@@ -187,14 +187,7 @@ func TestProposalsAreNotBelieved(t *testing.T) {
 		t.Fatal(err)
 	}
 	more := strings.NewReplacer("money: 100,", "money: 900,", "money: 20}", "money: 90}").Replace(limits)
-	d, err := budget.ParseDocument([]byte(more))
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := json.Marshal(d)
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := documentJSON(t, more)
 	p := budget.Proposal{Actor: "ann", Reason: "a test", How: "set", Over: before.Revision, Document: raw}
 	g := budget.Gate{Store: c.Store, Log: log}
 	id, err := c.Store.Propose(ctx, p)

@@ -46,6 +46,9 @@ func (g Gate) Make(ctx context.Context, p Proposal) (Entry, error) {
 	if g.Bus == nil {
 		return Entry{}, fmt.Errorf("%w: Bus is required: it is judged there", ErrConfig)
 	}
+	if err := g.check(); err != nil {
+		return Entry{}, err
+	}
 	c, err := g.draft(ctx, p)
 	if err != nil {
 		return Entry{}, err
@@ -62,7 +65,8 @@ func (g Gate) Make(ctx context.Context, p Proposal) (Entry, error) {
 
 // Draft is the event by which a stored proposal is to be judged, as of now: it depends on
 // nothing else than the proposal and the limits that there are. ErrConflict if these are
-// others than it is to replace.
+// others than it is to replace, ErrNotFound if there is no such proposal, ErrCorrupt if it
+// is not what its id says, ErrUnavailable if the server does not answer.
 func (g Gate) Draft(ctx context.Context, proposal string) (events.Event, error) {
 	c, err := g.stored(ctx, proposal)
 	if err != nil {
@@ -72,7 +76,7 @@ func (g Gate) Draft(ctx context.Context, proposal string) (events.Event, error) 
 }
 
 // Enact makes the change of a stored proposal that was judged, and returns what is stored.
-// Repeatable.
+// Repeatable; errors are those of Draft, and the log's.
 func (g Gate) Enact(ctx context.Context, proposal string) (Entry, error) {
 	c, err := g.stored(ctx, proposal)
 	if err != nil {
@@ -90,9 +94,16 @@ type change struct {
 	done     *Entry // it was made already
 }
 
+func (g Gate) check() error {
+	if g.Store == nil || g.Log == nil {
+		return fmt.Errorf("%w: Store and Log are required", ErrConfig)
+	}
+	return nil
+}
+
 func (g Gate) stored(ctx context.Context, id string) (*change, error) {
-	if g.Store == nil {
-		return nil, fmt.Errorf("%w: Store is required", ErrConfig)
+	if err := g.check(); err != nil {
+		return nil, err
 	}
 	p, err := g.Store.Proposal(ctx, id)
 	if err != nil {
@@ -102,9 +113,6 @@ func (g Gate) stored(ctx context.Context, id string) (*change, error) {
 }
 
 func (g Gate) draft(ctx context.Context, p Proposal) (*change, error) {
-	if g.Store == nil || g.Log == nil {
-		return nil, fmt.Errorf("%w: Store and Log are required", ErrConfig)
-	}
 	next, err := p.document()
 	if err != nil {
 		return nil, err

@@ -429,7 +429,7 @@ func TestRoles(t *testing.T) {
 	}
 	bus, log := &told{}, &governance.MemoryLog{}
 	judging := budget.Gate{Store: theirs, Log: log, Bus: bus}
-	first := budget.Proposal{Actor: "ann", Reason: "a test", How: "applied", Document: limitsJSON(t)}
+	first := budget.Proposal{Actor: "ann", Reason: "a test", How: "applied", Document: documentJSON(t, limits)}
 	id, err := store.Propose(t.Context(), first)
 	if err != nil {
 		t.Fatal(err)
@@ -480,9 +480,10 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-func limitsJSON(t *testing.T) json.RawMessage {
+// documentJSON is a document as proposals hold it.
+func documentJSON(t *testing.T, doc string) json.RawMessage {
 	t.Helper()
-	d, err := budget.ParseDocument([]byte(limits))
+	d, err := budget.ParseDocument([]byte(doc))
 	if err != nil {
 		t.Fatal(err)
 	}
