@@ -139,7 +139,7 @@ func collectorChild(ctx context.Context, s *tiers.Store, _ []string) error {
 		return err
 	})
 	if !errors.Is(err, tiers.ErrBusy) || removed != 1 {
-		return fmt.Errorf("went on: %d removed, %w", removed, err)
+		return errors.Join(fmt.Errorf("went on: %d removed", removed), err)
 	}
 	return nil
 }

@@ -289,7 +289,7 @@ func moverChild(ctx context.Context, s *tiers.Store, args []string) error {
 		return nil
 	})
 	_, err := s.Move(ctx, tiers.Migration{Dataset: dataset, Evict: to == "cold", To: arrowio.Tier(to)}, nil)
-	return fmt.Errorf("not killed at %q: %w", point, err)
+	return errors.Join(fmt.Errorf("not killed at %q", point), err)
 }
 
 // A process that is killed at any step of a move leaves a batch that can be read and
